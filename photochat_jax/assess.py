@@ -1,0 +1,374 @@
+"""Measures a model on dialogues: every figure, with what chance scores.
+
+The model plays user 0, the one who shares photos in PhotoChat, and every
+prompt is the data's own talk up to the turn in question:
+
+  perplexity        of the text of user 0's turns and their ends, captions and
+                    visual slots left out, given the data before it
+  photo_*           one decision per merged turn of user 0, photo-less dialogues
+                    included: yes is a reply that opens a photo block
+  attribute_...     the first photo of each of those turns against the photo
+                    drawn from the model's own caption; not shared is wrong
+  pixel_accuracy    questions about what only the pixels show, the photo in the
+                    context; here the model plays whoever answers
+
+What data do not tell (scenes' attributes, questions) is None, with a reason.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from photochat_jax import chat, generate, losses
+from photochat_jax.data import dialogue as dialogue_lib
+from photochat_jax.data import images, photochat, synthetic
+from photochat_jax.data.spec import LeftOut
+from photochat_jax.metrics import image as image_metrics
+from photochat_jax.metrics import intent, text
+from photochat_jax.models.photochat import PhotoChat
+
+# Prompt lengths are rounded up to it: fewer programs, little padding.
+LENGTH_STEP = 64
+
+_INTENT = ("photo_precision", "photo_recall", "photo_f1")
+
+
+@dataclasses.dataclass
+class ModelTurn:
+  """A merged turn of the model's side.
+
+  Attributes:
+    number: of its dialogue.
+    spoken: the turn in the data.
+    gold: the first photo the data share in it, or None.
+    reply: what the model wrote.
+    drawn: uint8[H, W, 3] from the reply's caption, or None.
+    scene: the attributes of `gold`, or None where the data do not say.
+    seen: the attributes measured in `drawn`, or None.
+  """
+
+  number: int
+  spoken: dialogue_lib.Spoken
+  gold: photochat.Photo | None
+  reply: generate.Reply
+  drawn: np.ndarray | None = None
+  scene: Mapping[str, str] | None = None
+  seen: Mapping[str, str] | None = None
+
+
+class Answer(NamedTuple):
+  """A question about a photo, answered by the model.
+
+  Attributes:
+    number: of its dialogue.
+    turn: index of the answering turn.
+    attribute: what is asked for.
+    answer: the right value.
+    reply: the model's words.
+  """
+
+  number: int
+  turn: int
+  attribute: str
+  answer: str
+  reply: str
+
+  @property
+  def right(self) -> bool:
+    values = synthetic.ATTRIBUTES[self.attribute]
+    return image_metrics.answers(self.reply, self.answer, values)
+
+
+class Prompt(NamedTuple):
+  """Dialogue `number` up to turn `upto`, the model playing `side`."""
+
+  number: int
+  side: int
+  upto: int
+
+
+@dataclasses.dataclass
+class Found:
+  """All that was measured.
+
+  Attributes:
+    metrics: name -> figure; `attribute_accuracy` is a dict of figures.
+    chance: the same names (but `seconds`) -> what guessing scores.
+    reasons: name -> why its figure is None.
+    counts: how much it was measured on.
+    turns: every merged turn of the model's side.
+    answers: every question.
+  """
+
+  metrics: dict[str, Any]
+  chance: dict[str, Any]
+  reasons: dict[str, str]
+  counts: dict[str, int]
+  turns: list[ModelTurn]
+  answers: list[Answer]
+
+
+def assess(
+  generator: generate.Generator,
+  dialogues: Sequence[photochat.Dialogue],
+  seed: int = 0,
+) -> Found:
+  """Measures a model on dialogues.
+
+  Args:
+    generator: the model.
+    dialogues: of one split.
+    seed: of the photos' noise.
+  """
+  counts = collections.Counter(dialogues=len(dialogues))
+  dialogues = [_with_sound_photos(generator, d, counts) for d in dialogues]
+  metrics, chance, reasons = {}, {}, {}
+
+  loss = text_loss(generator, dialogues)
+  metrics["perplexity"] = loss.perplexity
+  chance["perplexity"] = text.chance_perplexity(
+    generator.model.config.language.vocab_size
+  )
+  counts["text_tokens"] = loss.tokens
+  if loss.perplexity is None:
+    reasons["perplexity"] = "user 0 says nothing in these dialogues"
+  elif not math.isfinite(loss.perplexity):  # JSON has no such numbers.
+    metrics["perplexity"] = None
+    reasons["perplexity"] = f"it is {loss.perplexity}: training has diverged"
+
+  spoken, questions = _model_turns(dialogues), _questions(dialogues)
+  replies = respond(generator, dialogues, [*spoken, *questions], counts)
+  turns = [
+    ModelTurn(prompt.number, turn, _first_photo(turn), replies[prompt])
+    for prompt, turn in spoken.items()
+    if prompt in replies
+  ]
+  answers = [
+    Answer(
+      prompt.number, prompt.upto, asked["attribute"], asked["answer"],
+      replies[prompt].text,
+    )
+    for prompt, asked in questions.items()
+    if prompt in replies
+  ]  # fmt: skip
+  draw(generator, turns, seed)
+  scenes = _scenes(dialogues)
+  for turn in turns:
+    turn.scene = scenes[turn.number].get(turn.gold.id) if turn.gold else None
+    if turn.scene and turn.drawn is not None:
+      turn.seen = synthetic.measure(turn.drawn)
+
+  table = intent.IntentCounts.of(
+    (turn.gold is not None, turn.reply.caption is not None) for turn in turns
+  )
+  counts |= {"model_turns": table.total, "questions": len(answers)}
+  counts["photo_turns"] = table.true_yes + table.false_no
+  scores = (table.precision, table.recall, table.f1)
+  metrics |= dict(zip(_INTENT, scores, strict=True))
+  chance |= dict.fromkeys(_INTENT, table.chance)
+
+  metrics["pixel_accuracy"] = chance["pixel_accuracy"] = None
+  if answers:
+    metrics["pixel_accuracy"] = _mean(a.right for a in answers)
+    chance["pixel_accuracy"] = _mean(
+      1 / len(synthetic.ATTRIBUTES[a.attribute]) for a in answers
+    )
+  else:
+    reasons["pixel_accuracy"] = "the data have no questions about photos"
+
+  compared = [
+    image_metrics.Drawn(turn.scene, turn.seen) for turn in turns if turn.scene
+  ]
+  metrics["attribute_accuracy"] = chance["attribute_accuracy"] = None
+  if compared:
+    kinds = synthetic.KIND
+    metrics["attribute_accuracy"] = image_metrics.attribute_accuracy(
+      compared, kinds
+    )
+    chance["attribute_accuracy"] = image_metrics.attribute_chance(
+      synthetic.ATTRIBUTES, kinds
+    )
+  else:
+    reasons["attribute_accuracy"] = "the data do not say what photos show"
+  return Found(metrics, chance, reasons, dict(counts), turns, answers)
+
+
+def text_loss(
+  generator: generate.Generator, dialogues: Sequence[photochat.Dialogue]
+) -> text.TokenLoss:
+  """The loss of what user 0 says, given the data before each token."""
+  spec, tokenizer = generator.spec, generator.tokenizer
+  examples = []
+  for dialogue in dialogues:
+    try:
+      examples.append(
+        dialogue_lib.encode_example(dialogue.turns, chat.MODEL, tokenizer, spec)
+      )
+    except LeftOut as error:
+      logging.info("Dialogue %s has no perplexity: %s", dialogue.id, error)
+  total = text.TokenLoss()
+  for length, group in _by_length(examples, spec.length):
+    for chunk in _chunks(
+      [examples[i] for i in group], generator.settings.batch_size
+    ):
+      batch = dialogue_lib.left_pad(
+        chunk, length, tokenizer, spec, generator.see
+      )
+      kinds = np.zeros_like(batch["tokens"])
+      for row, example in enumerate(chunk):
+        kinds[row, length - len(example.tokens) :] = example.loss_kind
+      spare = generator.settings.batch_size - len(chunk)
+      batch = {
+        name: np.pad(a, [(0, spare)] + [(0, 0)] * (a.ndim - 1))
+        for name, a in (batch | {"loss_kind": kinds}).items()
+      }
+      nats, tokens = _score(generator.model, generator.params, batch)
+      total += text.TokenLoss(float(nats), int(tokens))
+  return total
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _score(
+  model: PhotoChat, params: Any, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  """Summed loss of a batch's text tokens, and how many they are."""
+  hidden, _ = model.converse(
+    params,
+    batch["tokens"],
+    batch["positions"],
+    batch["segments"],
+    model.perceive(params, batch["photos_in"]),
+    batch["visual_index"],
+  )
+  _, sums = losses.next_token(
+    lambda h: model.logits(params, h),
+    hidden,
+    batch["tokens"],
+    batch["loss_kind"],
+    {losses.TEXT: 1.0, losses.CAPTION: 0.0},
+  )
+  return sums["text_nats"], sums["text_tokens"]
+
+
+def respond(
+  generator: generate.Generator,
+  dialogues: Sequence[photochat.Dialogue],
+  prompts: Sequence[Prompt],
+  counts: collections.Counter,
+) -> dict[Prompt, generate.Reply]:
+  """The model's reply to every prompt; `counts` gets those left out."""
+  contexts = {}
+  for prompt in dict.fromkeys(prompts):
+    try:
+      contexts[prompt] = dialogue_lib.encode_context(
+        dialogues[prompt.number].turns,
+        prompt.side,
+        generator.tokenizer,
+        generator.spec,
+        upto=prompt.upto,
+      )
+    except LeftOut as error:
+      counts[f"left_out/{error.reason}"] += 1
+  names, contexts = list(contexts), list(contexts.values())
+  replies = {}
+  for length, group in _by_length(contexts, generator.spec.length):
+    written = generator.respond([contexts[i] for i in group], length)
+    replies |= {names[i]: r for i, r in zip(group, written, strict=True)}
+  return replies
+
+
+def draw(
+  generator: generate.Generator, turns: Sequence[ModelTurn], seed: int
+) -> None:
+  """Draws the photos shared where the data share one, into `drawn`."""
+  wanted = [t for t in turns if t.gold and t.reply.caption]
+  photos = generator.draw(
+    [turn.reply.caption for turn in wanted],
+    np.random.SeedSequence(seed).generate_state(len(wanted)),
+  )
+  for turn, photo in zip(wanted, photos, strict=True):
+    turn.drawn = photo
+
+
+def _by_length(contexts, limit):
+  """(padded length, indices of contexts) pairs that cover all contexts."""
+
+  def padded(index):
+    steps = -(-len(contexts[index].tokens) // LENGTH_STEP)
+    return min(steps * LENGTH_STEP, limit)
+
+  order = sorted(range(len(contexts)), key=padded)
+  for length, group in itertools.groupby(order, padded):
+    yield length, list(group)
+
+
+def _chunks(items, size):
+  return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _with_sound_photos(generator, dialogue, counts):
+  """The dialogue with photos whose files cannot be read as missing ones."""
+
+  def check(turn):
+    if turn.photo is None or turn.photo.path is None:
+      return turn
+    try:
+      generator.see(turn.photo)
+    except images.ImageError as error:
+      logging.warning("%s", error)
+      counts["photos_unreadable"] += 1
+      photo = dataclasses.replace(turn.photo, path=None)
+      return dataclasses.replace(turn, photo=photo)
+    return turn
+
+  return dataclasses.replace(dialogue, turns=tuple(map(check, dialogue.turns)))
+
+
+def _model_turns(dialogues) -> dict[Prompt, dialogue_lib.Spoken]:
+  return {
+    Prompt(number, chat.MODEL, spoken.start): spoken
+    for number, dialogue in enumerate(dialogues)
+    for spoken in dialogue_lib.merge_turns(dialogue.turns)
+    if spoken.speaker == chat.MODEL
+  }
+
+
+def _questions(dialogues) -> dict[Prompt, Mapping[str, Any]]:
+  """Those only pixels answer, where the photo's file is there."""
+  found = {}
+  for number, dialogue in enumerate(dialogues):
+    seen = {t.photo.id for t in dialogue.turns if t.photo and t.photo.path}
+    for asked in (dialogue.facts or {}).get("questions", ()):
+      if asked["kind"] == "unsaid" and asked["photo_id"] in seen:
+        side = dialogue.turns[asked["turn"]].speaker
+        found[Prompt(number, side, asked["turn"])] = asked
+  return found
+
+
+def _scenes(dialogues) -> list[dict[str, Mapping[str, str]]]:
+  """Of each dialogue: photo id -> its attributes."""
+  return [
+    {
+      photo_id: facts["attributes"]
+      for photo_id, facts in (d.facts or {}).get("photos", {}).items()
+    }
+    for d in dialogues
+  ]
+
+
+def _first_photo(spoken) -> photochat.Photo | None:
+  photos = (p for p in spoken.parts if isinstance(p, photochat.Photo))
+  return next(photos, None)
+
+
+def _mean(values) -> float:
+  values = list(values)
+  return sum(values) / len(values)

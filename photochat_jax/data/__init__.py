@@ -1,0 +1,1 @@
+"""Dialogues, photos and tokenizers: everything between files and batches."""

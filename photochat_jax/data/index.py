@@ -1,0 +1,162 @@
+"""Dialogues -> indexed examples: everything tokenised and aligned once."""
+
+import collections
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from photochat_jax.data import dialogue as dialogue_lib
+from photochat_jax.data import photochat, vocabulary
+from photochat_jax.data.spec import DataSpec, LeftOut
+
+_INDICES_KEPT = 4
+_indices: collections.OrderedDict[str, "Index"] = collections.OrderedDict()
+
+
+class AlignedCaption(NamedTuple):
+  """What the bridge needs of a caption; the alignment without its zeros."""
+
+  clip_tokens: np.ndarray  # int32[m]
+  alignment: np.ndarray  # float32[slots that are used, caption tokens]
+  final: np.ndarray  # bool[caption tokens]
+
+
+class Indexed(NamedTuple):
+  """An example with all that a batch takes from it.
+
+  `photo_ids` name the photos the model sees, `caption_ids` those it shares;
+  both are unique for (dialogue, photo, side) and do not depend on the spec.
+  """
+
+  example: dialogue_lib.Example
+  aligned: tuple[AlignedCaption, ...]
+  photo_ids: tuple[int, ...]
+  caption_ids: tuple[int, ...]
+
+
+class Index(NamedTuple):
+  """Every example of some dialogues, and what became of the rest."""
+
+  examples: list[Indexed]
+  counts: collections.Counter
+
+
+def build_index(
+  dialogues: Sequence[photochat.Dialogue],
+  spec: DataSpec,
+  llm_tokenizer: Any,
+  clip_tokenizer: Any,
+) -> Index:
+  """Encodes each dialogue from each of its sides.
+
+  The last few indices are kept in memory, by the dialogues' content, the
+  tokenizers' digests and what the spec says of layout, so that stages which
+  share data share the work.
+  """
+  layout = (
+    spec.length, spec.photos_in, spec.photos_out, spec.num_visual_tokens,
+    spec.caption_tokens, spec.template, spec.system_prompt,
+  )  # fmt: skip
+  digest = hashlib.sha256(
+    repr(
+      (
+        layout,
+        llm_tokenizer.digest,
+        clip_tokenizer.digest,
+        clip_tokenizer.max_length,
+        clip_tokenizer.pad_id,
+      )
+    ).encode()
+  )
+  for dialogue in dialogues:
+    digest.update(repr((dialogue.id, dialogue.turns)).encode())
+  key = digest.hexdigest()
+  if key not in _indices:
+    while len(_indices) >= _INDICES_KEPT:
+      _indices.popitem(last=False)
+    _indices[key] = _build_index(dialogues, spec, llm_tokenizer, clip_tokenizer)
+  _indices.move_to_end(key)
+  return _indices[key]
+
+
+def _build_index(dialogues, spec, llm_tokenizer, clip_tokenizer) -> Index:
+  examples, counts = [], collections.Counter(dialogues=len(dialogues))
+  align = functools.cache(
+    lambda ids: _align(llm_tokenizer, clip_tokenizer, ids)
+  )
+  next_id = 0
+  for dialogue in dialogues:
+    sides = sorted({turn.speaker for turn in dialogue.turns})
+    for rank, side in enumerate(sides):
+      try:
+        example = dialogue_lib.encode_example(
+          dialogue.turns, side, llm_tokenizer, spec
+        )
+      except LeftOut as e:
+        counts[f"left_out/{e.reason}"] += 1
+        continue
+
+      captions = example.captions
+      first = next_id + rank
+      examples.append(
+        Indexed(
+          example,
+          tuple(align(tuple(c.tokens.tolist())) for c in captions),
+          tuple(first + len(sides) * i for i in example.ordinals),
+          tuple(first + len(sides) * c.ordinal for c in captions),
+        )
+      )
+      counts["examples"] += 1
+      counts["tokens"] += len(example.tokens)
+      counts["loss_tokens"] += int(np.count_nonzero(example.loss_kind))
+      counts["photos_in"] += len(example.photos)
+      counts["photos_out"] += len(captions)
+      counts["photos_out_missing"] += sum(
+        c.photo.path is None for c in captions
+      )
+      counts["captions_cut"] += sum(c.cut for c in captions)
+      counts["turns_cut"] += example.cut_turns
+      counts["examples_cut"] += example.cut_turns > 0
+    photos = sum(turn.photo is not None for turn in dialogue.turns)
+    next_id += photos * len(sides)
+  return Index(examples, counts)
+
+
+def _align(llm_tokenizer, clip_tokenizer, ids) -> AlignedCaption:
+  z, a, final = vocabulary.align(
+    llm_tokenizer, clip_tokenizer, list(ids), llm_tokenizer.decode(list(ids))
+  )
+  used = np.flatnonzero(a.any(axis=1))
+  last = used[-1] + 1 if used.size else 0
+  # A copy, so that the zeros are let go.
+  return AlignedCaption(z, a[:last].copy(), final)
+
+
+class Picture(NamedTuple):
+  """A photo with a file, of the kinds 'captions' and 'photos'."""
+
+  photo: photochat.Photo
+  number: int  # the order of first being shared: its example id
+  caption: str | None  # the one that names everything, where there is one
+
+
+def list_pictures(
+  dialogues: Sequence[photochat.Dialogue], captioned: bool
+) -> list[Picture]:
+  """Every photo with a file once; `captioned` drops those without a caption.
+
+  Under `facts`, a synthetic dialogue says a caption that names everything.
+  """
+  found: dict[str, Picture] = {}
+  for dialogue in dialogues:
+    facts = (dialogue.facts or {}).get("photos", {})
+    for turn in dialogue.turns:
+      photo = turn.photo
+      if photo is None or photo.path is None or photo.id in found:
+        continue
+      full = facts.get(photo.id, {}).get("full_caption")
+      found[photo.id] = Picture(photo, len(found), full or photo.caption)
+  return [p for p in found.values() if p.caption or not captioned]

@@ -1,0 +1,191 @@
+"""Decoding: one prefill, one loop over a key-value cache, and its rules.
+
+Both programs have fixed shapes, so each is compiled once per prompt length.
+The rules keep what is written well-formed: padding and `<s>` are never chosen,
+`[/img]` only closes an open block, nothing but a caption, and never an empty
+one, stands inside a block, and a caption which reaches its longest is closed.
+
+A row stops at `</s>`, at the limit, or at `[/img]`: at chat time the photo has
+to be drawn, and seen, before the turn goes on.
+
+Axis legend: B rows, L prompt tokens, N tokens to write, V padded vocabulary.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from photochat_jax.models import llama
+from photochat_jax.models.photochat import PhotoChat
+
+
+class Rules(NamedTuple):
+  """The ids that decide how a turn may go on.
+
+  Attributes:
+    img: `[img]`, opens a block.
+    end_img: `[/img]`, closes it.
+    eos: `</s>`, ends the turn.
+    never: ids which are never written.
+    caption_tokens: longest caption, n.
+  """
+
+  img: int
+  end_img: int
+  eos: int
+  never: tuple[int, ...]
+  caption_tokens: int
+
+  @classmethod
+  def of(cls, tokenizer: Any, caption_tokens: int) -> "Rules":
+    """The rules of a language model's tokenizer."""
+    return cls(
+      tokenizer.img_id,
+      tokenizer.end_img_id,
+      tokenizer.eos_id,
+      tuple(sorted({tokenizer.pad_id, tokenizer.bos_id})),
+      caption_tokens,
+    )
+
+  def apply(
+    self, logits: jax.Array, inside: jax.Array, count: jax.Array
+  ) -> jax.Array:
+    """Sets what may not be written to -inf.
+
+    Args:
+      logits: [B, V].
+      inside: bool[B], whether a block is open.
+      count: int32[B], caption tokens written in it.
+    """
+    ids = jnp.arange(logits.shape[-1])
+    inside, count = inside[:, None], count[:, None]
+    end = ids == self.end_img
+    within = (ids == self.img) | (ids == self.eos) | (end & (count == 0))
+    banned = jnp.where(
+      inside, jnp.where(count < self.caption_tokens, within, ~end), end
+    )
+    banned |= jnp.isin(ids, jnp.asarray(self.never))
+    return jnp.where(banned, -jnp.inf, logits)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "slots"))
+def prefill(
+  model: PhotoChat,
+  params: dict[str, Any],
+  batch: dict[str, jax.Array],
+  slots: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Reads the prompts.
+
+  Args:
+    model: the composition.
+    params: its parameters.
+    batch: from `dialogue.left_pad`.
+    slots: length of the cache: L plus all tokens to come.
+
+  Returns:
+    float32[B, V] logits of the first token to write, and the filled cache.
+  """
+  rows = batch["tokens"].shape[0]
+  hidden, cache = model.converse(
+    params,
+    batch["tokens"],
+    batch["positions"],
+    batch["segments"],
+    model.perceive(params, batch["photos_in"]),
+    batch["visual_index"],
+    llama.init_cache(model.config.language, rows, slots),
+  )
+  return model.logits(params, hidden[:, -1]), cache
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "rules", "max_new_tokens")
+)
+def decode(
+  model: PhotoChat,
+  params: dict[str, Any],
+  rules: Rules,
+  max_new_tokens: int,
+  logits: jax.Array,
+  cache: dict[str, jax.Array],
+  positions: jax.Array,
+  done: jax.Array,
+  temperature: jax.Array,
+  seed: jax.Array,
+  first_row: jax.Array,
+) -> jax.Array:
+  """Writes until every row has ended, or `max_new_tokens`.
+
+  Args:
+    model: the composition.
+    params: its parameters.
+    rules: what may be written.
+    max_new_tokens: N.
+    logits: float32[B, V] from `prefill`.
+    cache: from `prefill`.
+    positions: int32[B] of the first token to write.
+    done: bool[B], rows to leave empty.
+    temperature: float32, 0 for the likeliest token.
+    seed: uint32, of the sampling.
+    first_row: uint32, number of row 0 among all that share the seed.
+
+  Returns:
+    int32[B, N]; a row ends with `</s>` or `[/img]` and goes on with padding.
+  """
+  rows = logits.shape[0]
+  key = jax.random.key(seed)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
+    first_row + jnp.arange(rows, dtype=jnp.uint32)
+  )
+  fill = rules.never[0]
+
+  def choose(logits, step):
+    def sample(logits):
+      # Gumbel's trick: the arg max of noisy logits is a sample.
+      noise = jax.vmap(
+        lambda k: jax.random.gumbel(
+          jax.random.fold_in(k, step), logits.shape[1:]
+        )
+      )(keys)
+      return logits + temperature * noise
+
+    return jnp.argmax(
+      jax.lax.cond(temperature > 0, sample, lambda x: x, logits), axis=-1
+    ).astype(jnp.int32)
+
+  def go_on(state):
+    step, _, _, _, _, done, _ = state
+    return (step < max_new_tokens) & ~jnp.all(done)
+
+  def write(state):
+    step, logits, cache, inside, count, done, out = state
+    token = choose(rules.apply(logits, inside, count), step)
+    token = jnp.where(done, fill, token)
+    out = jax.lax.dynamic_update_slice(out, token[:, None], (0, step))
+    opens, closes = token == rules.img, token == rules.end_img
+    inside = (inside | opens) & ~closes
+    count = jnp.where(inside & ~opens, count + 1, 0)
+    done = done | closes | (token == rules.eos)
+    hidden, cache = model.converse(
+      params,
+      token[:, None],
+      (positions + step)[:, None],
+      jnp.ones((rows, 1), jnp.int32),
+      cache=cache,
+    )
+    logits = model.logits(params, hidden[:, 0])
+    return step + 1, logits, cache, inside, count, done, out
+
+  start = (
+    jnp.int32(0),
+    logits,
+    cache,
+    jnp.zeros(rows, bool),
+    jnp.zeros(rows, jnp.int32),
+    jnp.asarray(done),
+    jnp.full((rows, max_new_tokens), fill, jnp.int32),
+  )
+  return jax.lax.while_loop(go_on, write, start)[-1]

@@ -1,0 +1,101 @@
+"""A split in, a table and a report out; `assess` says what is measured."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import rich.console
+import rich.table
+from etils import epath
+
+from photochat_jax import chat, inputs, record, showcase
+from photochat_jax.assess import Found, assess
+from photochat_jax.config import ConfigError, RunConfig
+from photochat_jax.data import synthetic
+from photochat_jax.metrics import report
+
+
+def evaluate(
+  run: RunConfig, workdir: epath.PathLike, started: float | None = None
+) -> dict[str, Any]:
+  """Measures the newest checkpoint; prints a table and writes two files.
+
+  Args:
+    run: the run's settings.
+    workdir: its folder; `eval/metrics.json` and `eval/report.html` go there.
+    started: `time.time()` at the start of the job that `seconds` measures;
+      now by default.
+
+  Returns:
+    What `metrics.json` holds.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or it is of another config.
+    ConfigError: there is no such split.
+  """
+  started = time.time() if started is None else started
+  generator, step = chat.open_generator(run, workdir)
+  try:
+    dialogues, _ = inputs.read_split(run, workdir, run.eval.split)
+  except ValueError as error:
+    raise ConfigError(
+      f"{error} Or choose another with --config.eval.split."
+    ) from error
+  dialogues = dialogues[: run.eval.max_dialogues or None]
+  found = assess(generator, dialogues, run.seed)
+  metrics = {
+    **found.metrics,
+    "seconds": round(time.time() - started, 1),
+    "chance": found.chance,
+    "reasons": found.reasons,
+    "counts": found.counts,
+    "split": run.eval.split,
+    "step": step,
+    "config": run.as_dict(),
+    "seed": run.seed,
+    "versions": record.versions(),
+    "git_commit": record.commit(),
+  }
+  rows = figures(found)
+  _print(rows, run.eval.split, found.counts["dialogues"])
+  folder = epath.Path(workdir) / "eval"
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(
+      json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    )
+    size = generator.model.photo_shape[0]
+    html = showcase.page(found, dialogues, metrics, rows, size)
+    (folder / "report.html").write_text(html)
+  print(f"Report: {folder / 'report.html'}")
+  return metrics
+
+
+def figures(found: Found) -> list[report.Figure]:
+  """The table's rows."""
+  rows = []
+  for name, value in found.metrics.items():
+    note = found.reasons.get(name, "")
+    chance = found.chance[name]
+    if not isinstance(value, dict):
+      rows.append(report.Figure(name, value, chance, note))
+      continue
+    for part, share in value.items():
+      kind = synthetic.KIND.get(part, "")
+      rows.append(report.Figure(f"{name}/{part}", share, chance[part], kind))
+  return rows
+
+
+def _print(rows: Sequence[report.Figure], split: str, dialogues: int) -> None:
+  table = rich.table.Table(title=f"{dialogues} dialogues of {split}")
+  table.add_column("metric")
+  for column in ("value", "chance"):
+    table.add_column(column, justify="right")
+  table.add_column("remark", style="dim")
+  for row in rows:
+    table.add_row(
+      row.name, report.number(row.value), report.number(row.chance), row.note
+    )
+  rich.console.Console().print(table)

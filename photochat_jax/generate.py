@@ -1,0 +1,228 @@
+"""Words and photos out of a trained model, in batches of a fixed size.
+
+Axis legend: B rows, L prompt tokens, N tokens to write, X photos, m
+text-encoder slots.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from photochat_jax import decoding
+from photochat_jax.data import dialogue, images
+from photochat_jax.data import photochat as data
+from photochat_jax.data.spec import DataSpec
+from photochat_jax.models.photochat import PhotoChat
+
+PHOTOS_KEPT = 4096
+"""Photos kept in memory as the model sees them."""
+
+
+class Reply(NamedTuple):
+  """What the model wrote in one go.
+
+  Attributes:
+    tokens: the ids as written, with `[img]`, `[/img]` and `</s>`.
+    text: what it said before the photo, or all it said.
+    caption: the caption of the photo it shares; None if it shares none. A
+      block which the limit left open is closed there.
+    ended: whether it closed its turn with `</s>`.
+  """
+
+  tokens: tuple[int, ...]
+  text: str
+  caption: str | None
+  ended: bool
+
+
+class Generator:
+  """A trained model that answers and draws.
+
+  Attributes:
+    model: the composition.
+    params: its parameters.
+    tokenizer: the language model's.
+    spec: how a dialogue becomes tokens, as in training.
+    settings: `batch_size` (rows decoded, or photos drawn, at a time),
+      `max_new_tokens`, `sampler_steps` and `guidance`, as in `EvalConfig`.
+  """
+
+  def __init__(
+    self,
+    model: PhotoChat,
+    params: dict[str, Any],
+    llm_tokenizer: Any,
+    clip_tokenizer: Any,
+    spec: DataSpec,
+    settings: Any,
+    latent_scale: Any = 1.0,
+    ema: dict[str, Any] | None = None,
+  ):
+    """Keeps what is needed.
+
+    Args:
+      model: the composition.
+      params: its parameters, as trained.
+      llm_tokenizer: `data.tokenizers.LLMTokenizer`.
+      clip_tokenizer: `data.tokenizers.CLIPTokenizer`.
+      spec: how a dialogue becomes tokens, as in training.
+      settings: see the attributes.
+      latent_scale: what latents are multiplied by.
+      ema: averaged parts, which draw instead of those in `params`.
+    """
+    self.model = model
+    self.params = params
+    self.tokenizer = llm_tokenizer
+    self.spec = spec
+    self.settings = settings
+    self._clip_tokenizer = clip_tokenizer
+    self._latent_scale = latent_scale
+    parts = {**params, **(ema or {})}
+    self._drawing = {k: parts[k] for k in ("text_model", "unet", "vae")}
+    self._rules = decoding.Rules.of(llm_tokenizer, spec.caption_tokens)
+    self._photos: dict[str, np.ndarray] = {}
+
+  def see(self, photo: data.Photo) -> np.ndarray:
+    """A photo as the model sees it, uint8[vision_size, vision_size, 3].
+
+    It is read once: what a user shows may be gone at the next turn.
+
+    Raises:
+      images.ImageError: it cannot be read.
+    """
+    path = str(photo.path)
+    if path not in self._photos:
+      if len(self._photos) >= PHOTOS_KEPT:
+        self._photos.pop(next(iter(self._photos)))
+      self._photos[path] = images.load_vision(path, self.spec.vision_size)
+    return self._photos[path]
+
+  def respond(
+    self,
+    contexts: Sequence[dialogue.Context],
+    length: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+  ) -> list[Reply]:
+    """Goes on where each context ends.
+
+    Args:
+      contexts: any number, from `dialogue.encode_context`.
+      length: prompts are padded to it; `spec.length` by default. Each length
+        is compiled once.
+      temperature: 0 takes the likeliest token; above, tokens are sampled.
+      seed: of the sampling; a row's draws follow from it and the row's place.
+    """
+    rows = self.settings.batch_size
+    replies = []
+    for start in range(0, len(contexts), rows):
+      chunk = list(contexts[start : start + rows])
+      spare = rows - len(chunk)
+      batch = dialogue.left_pad(
+        chunk + [chunk[0]] * spare,
+        self.spec.length if length is None else length,
+        self.tokenizer,
+        self.spec,
+        self.see,
+      )
+      written = np.asarray(
+        self._write(
+          batch, np.arange(rows) >= len(chunk), temperature, seed, start
+        )
+      )
+      replies.extend(self._parse(ids) for ids in written[: len(chunk)])
+    return replies
+
+  def _write(self, batch, done, temperature, seed, first_row):
+    """Token ids int32[B, N] for a padded batch; rows `done` stay empty."""
+    new = self.settings.max_new_tokens
+    # One cache size for all prompt lengths: the loop is compiled once.
+    slots = max(batch["tokens"].shape[1], self.spec.length) + new
+    logits, cache = decoding.prefill(self.model, self.params, batch, slots)
+    return decoding.decode(
+      self.model,
+      self.params,
+      self._rules,
+      new,
+      logits,
+      cache,
+      batch["positions"][:, -1] + 1,
+      done,
+      np.float32(temperature),
+      np.uint32(seed),
+      np.uint32(first_row),
+    )
+
+  def _parse(self, ids: np.ndarray) -> Reply:
+    rules, ids = self._rules, ids.tolist()
+    stops = [i for i, t in enumerate(ids) if t in (rules.eos, rules.end_img)]
+    ids = ids[: stops[0] + 1] if stops else ids
+    text, caption = ids, None
+    if rules.img in ids:
+      start = ids.index(rules.img)
+      text, caption = ids[:start], self.tokenizer.decode(ids[start:]).strip()
+    return Reply(
+      tokens=tuple(ids),
+      text=self.tokenizer.decode(text).strip(),
+      caption=caption,
+      ended=bool(ids) and ids[-1] == rules.eos,
+    )
+
+  def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    """Draws a photo of each caption, re-tokenised for the text encoder.
+
+    Args:
+      captions: X texts.
+      seeds: X numbers below 2**32; a photo depends on its caption and its
+        seed alone.
+
+    Returns:
+      uint8[X, H, W, 3].
+    """
+    rows = self.settings.batch_size
+    encode = self._clip_tokenizer.encode_padded
+    photos = [np.zeros((0, *self.model.photo_shape), np.uint8)]
+    for start in range(0, len(captions), rows):
+      ids = np.stack([encode(c) for c in captions[start : start + rows]])
+      some = np.asarray(seeds[start : start + rows], np.uint32)
+      spare = rows - len(ids)
+      drawn = draw(
+        self.model,
+        self._drawing,
+        np.pad(ids, ((0, spare), (0, 0)), "edge"),
+        encode(""),
+        np.pad(some, (0, spare)),
+        self._latent_scale,
+        self.settings.sampler_steps,
+        self.settings.guidance,
+      )
+      photos.append(np.asarray(drawn)[: len(ids)])
+    return np.concatenate(photos)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "num_steps", "guidance_scale")
+)
+def draw(
+  model: PhotoChat,
+  params: dict[str, Any],
+  clip_tokens: jax.Array,
+  empty_tokens: jax.Array,
+  seeds: jax.Array,
+  latent_scale: jax.Array,
+  num_steps: int,
+  guidance_scale: float,
+) -> jax.Array:
+  """`PhotoChat.draw` as one program, with seeds uint32[X] for keys."""
+  return model.draw(
+    params,
+    clip_tokens,
+    empty_tokens,
+    jax.vmap(jax.random.key)(seeds),
+    latent_scale,
+    num_steps,
+    guidance_scale,
+  )

@@ -1,0 +1,7 @@
+"""What is measured, apart from the models that are measured.
+
+`text` (perplexity), `intent` (is a photo shared at this turn?), `image` (does
+the drawn photo, or the answer about a photo, hold what it should?) and
+`report` (one self-contained HTML page). Everything here is a pure function of
+numbers, strings and arrays: no model, no tokenizer, no data reader.
+"""

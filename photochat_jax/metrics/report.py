@@ -1,0 +1,269 @@
+"""One self-contained HTML page: the figures, and whole dialogues to look at.
+
+No script, no font, no file beside it: the style is inline and every photo is a
+PNG inside the page, so the file can be mailed. Everything that comes from data
+or from the model is escaped.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+import math
+import typing
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+PHOTO_PIXELS = 144
+"""How wide a photo stands on the page, in CSS pixels."""
+
+
+class Figure(typing.NamedTuple):
+  """A row of the table: a name, its value, and what chance scores.
+
+  `value` is None where it could not be measured; `note` then says why.
+  """
+
+  name: str
+  value: float | None
+  chance: float | None
+  note: str = ""
+
+
+class Mark(typing.NamedTuple):
+  """A short label; `right` colours it green or red, None leaves it grey."""
+
+  text: str
+  right: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A photo with what is said about it.
+
+  Attributes:
+    label: whose photo this is.
+    pixels: uint8[H, W, 3]; None if there is none to show.
+    caption: the caption it was drawn from, or has in the data.
+    marks: its attributes.
+  """
+
+  label: str
+  pixels: np.ndarray | None
+  caption: str = ""
+  marks: tuple[Mark, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bubble:
+  """A turn.
+
+  Attributes:
+    mine: whether the turn is the model's side.
+    text: what the data say in this turn.
+    pictures: photos of this turn, the data's and the drawn one side by side.
+    reply: what the model said here by itself; None where it was not asked.
+    marks: verdicts about the reply.
+  """
+
+  mine: bool
+  text: str
+  pictures: tuple[Picture, ...] = ()
+  reply: str | None = None
+  marks: tuple[Mark, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A dialogue under a heading."""
+
+  title: str
+  bubbles: tuple[Bubble, ...]
+
+
+def number(value: float | None) -> str:
+  """A figure as the page and the terminal write it."""
+  if value is None:
+    return "–"
+  if not math.isfinite(value):
+    return "∞" if value > 0 else str(value)
+  if float(value).is_integer() and abs(value) >= 2:
+    return f"{value:.0f}"
+  return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def data_uri(pixels: np.ndarray) -> str:
+  """uint8[H, W, 3] -> a `data:` URI of the PNG."""
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, "PNG")
+  return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(
+    "ascii"
+  )
+
+
+def render(
+  title: str,
+  figures: Sequence[Figure],
+  examples: Sequence[Example],
+  details: Mapping[str, str],
+) -> str:
+  """The page.
+
+  Args:
+    title: the heading.
+    figures: the table's rows, in order.
+    examples: dialogues, in order.
+    details: what a reader needs to tell this run from others.
+
+  Returns:
+    A whole HTML document.
+  """
+  rows = "\n".join(_row(figure) for figure in figures)
+  facts = "\n".join(
+    f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"
+    for key, value in details.items()
+  )
+  talks = "\n".join(_example(example) for example in examples)
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{_text(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{_text(title)}</h1>
+<table>
+<thead><tr><th scope="col">metric</th><th scope="col">value</th>
+<th scope="col">chance</th><th scope="col">remark</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+<details><summary>About this run</summary><dl>
+{facts}
+</dl></details>
+<h2>Dialogues</h2>
+<p class="legend">Solid bubbles are the data: the partner on the left, the
+model's side on the right. The dashed bubble under a turn of the model's side
+is what the model said there by itself, given the data up to that turn.
+<span class="mark right">green</span> is right,
+<span class="mark wrong">red</span> is wrong.</p>
+{talks}
+</main>
+</body>
+</html>
+"""
+
+
+def _text(value) -> str:
+  return html.escape(str(value), quote=True)
+
+
+def _row(figure: Figure) -> str:
+  return (
+    f'<tr><th scope="row">{_text(figure.name)}</th>'
+    f'<td class="number">{number(figure.value)}</td>'
+    f'<td class="number">{number(figure.chance)}</td>'
+    f"<td>{_text(figure.note)}</td></tr>"
+  )
+
+
+def _mark(mark: Mark) -> str:
+  shade = {True: "right", False: "wrong", None: "plain"}[mark.right]
+  sign = {True: "✓ ", False: "✗ ", None: ""}[mark.right]
+  return f'<span class="mark {shade}">{sign}{_text(mark.text)}</span>'
+
+
+def _picture(picture: Picture) -> str:
+  if picture.pixels is None:
+    frame = '<div class="nothing">no photo</div>'
+  else:
+    frame = (
+      f'<img src="{data_uri(picture.pixels)}" width="{PHOTO_PIXELS}" '
+      f'alt="{_text(picture.caption or picture.label)}">'
+    )
+  caption = f"<q>{_text(picture.caption)}</q>" if picture.caption else ""
+  marks = " ".join(_mark(mark) for mark in picture.marks)
+  return (
+    f"<figure>{frame}<figcaption><b>{_text(picture.label)}</b>{caption}"
+    f"<span>{marks}</span></figcaption></figure>"
+  )
+
+
+def _bubble(bubble: Bubble) -> str:
+  parts = []
+  if bubble.text:
+    parts.append(f'<p class="said">{_text(bubble.text)}</p>')
+  if bubble.pictures:
+    pictures = "".join(_picture(picture) for picture in bubble.pictures)
+    parts.append(f'<div class="pictures">{pictures}</div>')
+  if bubble.reply is not None or bubble.marks:
+    marks = " ".join(_mark(mark) for mark in bubble.marks)
+    parts.append(f'<p class="reply">{_text(bubble.reply or "")} {marks}</p>')
+  side = "mine" if bubble.mine else "theirs"
+  return f'<div class="turn {side}">{"".join(parts)}</div>'
+
+
+def _example(example: Example) -> str:
+  bubbles = "\n".join(_bubble(bubble) for bubble in example.bubbles)
+  return f"<section><h3>{_text(example.title)}</h3>\n{bubbles}\n</section>"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fafafa; --ink: #1b1d21;
+  --soft: #646b75; --line: #d5d9e0; --card: #ffffff; --theirs: #e9ebef;
+  --mine: #d6e6ff; --right: #14733a; --right-paper: #d9f3e2;
+  --wrong: #a51d1d; --wrong-paper: #fbdedd; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #131519; --ink: #e6e8ec; --soft: #9aa2ae;
+    --line: #343943; --card: #1b1e24; --theirs: #2a2e37; --mine: #1d3a63;
+    --right: #7fdca2; --right-paper: #123a22; --wrong: #ff9d98;
+    --wrong-paper: #4a1a1a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 54rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; font-size: 1.2rem; }
+h3 { margin: 0 0 .8rem; font-size: .9rem; color: var(--soft); }
+table { border-collapse: collapse; width: 100%; background: var(--card);
+  border: 1px solid var(--line); }
+th, td { padding: .35rem .7rem; text-align: left; font-weight: 400;
+  border-bottom: 1px solid var(--line); }
+thead th { font-weight: 600; }
+td:last-child, .legend, dt { color: var(--soft); font-size: .85rem; }
+.number, thead th:nth-child(2), thead th:nth-child(3) { text-align: right;
+  font-variant-numeric: tabular-nums; }
+details { margin: 1rem 0; } summary { cursor: pointer; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+section { margin: 1.2rem 0; padding: 1rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: .6rem; }
+.turn { display: flex; flex-direction: column; gap: .35rem;
+  margin: .5rem 0; max-width: 85%; align-items: flex-start; }
+.turn.mine { margin-left: auto; align-items: flex-end; }
+.turn p { margin: 0; padding: .4rem .8rem; border-radius: 1rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+.theirs .said { background: var(--theirs); border-bottom-left-radius: .2rem; }
+.mine .said { background: var(--mine); border-bottom-right-radius: .2rem; }
+.turn .reply { border: 1.5px dashed var(--line); color: var(--ink); }
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem; }
+figure { margin: 0; width: 13rem; padding: .6rem; border-radius: .6rem;
+  border: 1px solid var(--line); }
+figure img { display: block; height: auto; image-rendering: pixelated;
+  border-radius: .3rem; }
+.nothing { width: 144px; height: 144px; display: grid; place-items: center;
+  border: 1px dashed var(--line); color: var(--soft); border-radius: .3rem; }
+figcaption { display: grid; gap: .2rem; margin-top: .4rem;
+  font-size: .82rem; }
+.mark { display: inline-block; padding: 0 .45rem; border-radius: .6rem;
+  font-size: .78rem; background: var(--theirs); color: var(--soft); }
+.mark.right { background: var(--right-paper); color: var(--right); }
+.mark.wrong { background: var(--wrong-paper); color: var(--wrong); }
+"""

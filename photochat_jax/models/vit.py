@@ -1,0 +1,211 @@
+"""The vision transformer of BLIP-2 (EVA-CLIP ViT-g), which sees photos.
+
+HF's `Blip2VisionModel`. Axis letters: B photos, H and W pixels, N patches,
+T = 1 + N tokens, D width.
+
+Parameters: `class_embedding`, `patch_embedding`, `position_embedding`,
+`post_layernorm` and `layers`, in which every array has a leading layer axis.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from photochat_jax.ops import attention as attention_lib
+
+# CLIP's colour statistics (HF: OPENAI_CLIP_MEAN, OPENAI_CLIP_STD), for RGB
+# in [0, 1].
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(photos):
+  """uint8 RGB [..., 3] -> float32 [..., 3], what `ViT` expects."""
+  mean, std = np.asarray(IMAGE_MEAN), np.asarray(IMAGE_STD)
+  # One multiply-add instead of three passes over the pixels.
+  factor = (1.0 / (255.0 * std)).astype(np.float32)
+  offset = (mean / std).astype(np.float32)
+  return photos.astype(jnp.float32) * factor - offset
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+  """HF's `Blip2VisionConfig` words.
+
+  Attributes:
+    image_size: height and width of a photo, pixels.
+    patch_size: height and width of a patch, pixels; divides `image_size`.
+    hidden_size: D.
+    intermediate_size: width inside the MLP.
+    num_hidden_layers: encoder layers.
+    num_attention_heads: divides `hidden_size`.
+    qkv_bias: whether queries, keys and values have a bias.
+    layer_norm_eps: added to every variance.
+    dtype: of activations; parameters are float32.
+    remat: recompute each layer in the backward pass.
+    scan_unroll: layers per step of the loop over layers; more saves time for
+      small layers (copies of weights) and costs compile time for many.
+  """
+
+  image_size: int = 224
+  patch_size: int = 14
+  hidden_size: int = 1408
+  intermediate_size: int = 6144
+  num_hidden_layers: int = 39
+  num_attention_heads: int = 16
+  qkv_bias: bool = True
+  layer_norm_eps: float = 1e-6
+  dtype: str = 'float32'
+  remat: bool = False
+  scan_unroll: int = 1
+
+  def __post_init__(self):
+    if self.image_size % self.patch_size:
+      raise ValueError(
+          f'image_size={self.image_size} must be a multiple of '
+          f'patch_size={self.patch_size}.'
+      )
+    if self.hidden_size % self.num_attention_heads:
+      raise ValueError(
+          f'hidden_size={self.hidden_size} must be a multiple of '
+          f'num_attention_heads={self.num_attention_heads}.'
+      )
+
+  @property
+  def num_tokens(self) -> int:
+    """T: the class token and one token per patch."""
+    return 1 + (self.image_size // self.patch_size) ** 2
+
+  @classmethod
+  def tiny(cls, **overrides) -> 'ViTConfig':
+    """0.3 M parameters, for CPUs."""
+    numbers = {
+        'image_size': 32,
+        'patch_size': 8,
+        'hidden_size': 96,
+        'intermediate_size': 192,
+        'num_hidden_layers': 3,
+        'num_attention_heads': 4,
+        'scan_unroll': 3,
+    }
+    return cls(**numbers | overrides)
+
+  @classmethod
+  def eva_g(cls, **overrides) -> 'ViTConfig':
+    """EVA-CLIP ViT-g/14 less its last layer, as in Salesforce/blip2-*."""
+    return cls(**overrides)
+
+
+class Attention(nn.Module):
+  """HF's `Blip2Attention`: one product for queries, keys and values."""
+
+  config: ViTConfig
+
+  @nn.compact
+  def __call__(self, x):
+    """[B, T, D] -> [B, T, D]."""
+    config = self.config
+    dtype = jnp.dtype(config.dtype)
+    batch, tokens, width = x.shape
+    qkv = nn.Dense(
+        3 * width, use_bias=config.qkv_bias, dtype=dtype, name='qkv'
+    )(x)
+    q, k, v = (
+        part.reshape(batch, tokens, config.num_attention_heads, -1)
+        for part in jnp.split(qkv, 3, axis=-1)
+    )
+    y = attention_lib.attention(q, k, v).reshape(batch, tokens, width)
+    return nn.Dense(width, dtype=dtype, name='projection')(y)
+
+
+class MLP(nn.Module):
+  """HF's `Blip2MLP`, with the exact GELU."""
+
+  config: ViTConfig
+
+  @nn.compact
+  def __call__(self, x):
+    """[B, T, D] -> [B, T, D]."""
+    dtype = jnp.dtype(self.config.dtype)
+    y = nn.Dense(self.config.intermediate_size, dtype=dtype, name='fc1')(x)
+    y = nn.gelu(y, approximate=False)
+    return nn.Dense(x.shape[-1], dtype=dtype, name='fc2')(y)
+
+
+class EncoderLayer(nn.Module):
+  """HF's `Blip2EncoderLayer`, in the form `nn.scan` wants."""
+
+  config: ViTConfig
+
+  @nn.compact
+  def __call__(self, x, _):
+    """[B, T, D] -> ([B, T, D], None)."""
+    config = self.config
+    norm = {
+        'epsilon': config.layer_norm_eps,
+        'dtype': jnp.dtype(config.dtype),
+    }
+    y = nn.LayerNorm(name='layer_norm1', **norm)(x)
+    x = x + Attention(config, name='self_attn')(y)
+    y = nn.LayerNorm(name='layer_norm2', **norm)(x)
+    return x + MLP(config, name='mlp')(y), None
+
+
+class ViT(nn.Module):
+  """Photos to patch features."""
+
+  config: ViTConfig
+
+  @nn.compact
+  def __call__(self, pixel_values):
+    """HF's `Blip2VisionModel(...).last_hidden_state`.
+
+    Args:
+      pixel_values: float [B, image_size, image_size, 3] from `normalise`.
+
+    Returns:
+      [B, 1 + N, D]; the class token first, then patches row by row.
+
+    Raises:
+      ValueError: photos of another size.
+    """
+    config = self.config
+    dtype = jnp.dtype(config.dtype)
+    size, patch = config.image_size, config.patch_size
+    if pixel_values.shape[1:] != (size, size, 3):
+      raise ValueError(
+          f'Resize photos to {(size, size, 3)}, because image_size={size}; '
+          f'got {pixel_values.shape[1:]}.'
+      )
+    # A convolution whose stride is its size is a product over patches, and
+    # XLA's weight gradient of the product is the faster one.
+    side = size // patch
+    patches = pixel_values.reshape(-1, side, patch, side, patch, 3)
+    patches = patches.swapaxes(2, 3).reshape(-1, side * side, 3 * patch**2)
+    x = nn.Dense(config.hidden_size, dtype=dtype, name='patch_embedding')(
+        patches
+    )
+    init = nn.initializers.normal(0.02)
+    width = config.hidden_size
+    first = self.param('class_embedding', init, (1, 1, width))
+    places = self.param(
+        'position_embedding', init, (1, config.num_tokens, width)
+    )
+    first = jnp.broadcast_to(first.astype(dtype), (x.shape[0], 1, width))
+    x = jnp.concatenate([first, x], axis=1) + places.astype(dtype)
+    layer = EncoderLayer
+    if config.remat:
+      # Under scan XLA cannot merge the recomputation with the first pass.
+      layer = nn.remat(layer, prevent_cse=False)
+    x, _ = nn.scan(
+        layer,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        length=config.num_hidden_layers,
+        unroll=config.scan_unroll,
+    )(config, name='layers')(x, None)
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_eps, dtype=dtype, name='post_layernorm'
+    )(x)

@@ -1,0 +1,1 @@
+"""Numerical building blocks; they import nothing else of the package."""

@@ -1,0 +1,455 @@
+"""The training loop: stages, checkpoints, samples; short, and pure inside.
+
+A run is a list of stages (`config.stages`). `step` counts updates over all of
+them and is, with the seed, the whole position of the run: data are keyed by
+(seed, stage, step in stage). At a boundary the optimiser starts anew, the
+averaged weights become the weights and averaging starts anew from them, and
+after the autoencoder's stage the scale of its latents is measured. What is
+saved at a boundary is the next stage's beginning, so a resumed run restores
+exactly what the uninterrupted one went on with.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from PIL import Image
+
+from photochat_jax import generate, inputs, losses, optim, sharding, train_step
+from photochat_jax.checkpoints.manager import Checkpoints
+from photochat_jax.config import ConfigError, RunConfig, StageConfig
+from photochat_jax.data import photochat, pipeline, vocabulary
+from photochat_jax.models.photochat import Params, PhotoChat
+from photochat_jax.progress import Progress, sheet
+from photochat_jax.state import TrainState
+
+# Photos that the scale of the latents is measured on, at most.
+MEASURED_PHOTOS = 512
+
+
+class Interrupted(SystemExit):
+  """The run was asked to stop; its state is saved. Exit code 130."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leg:
+  """A stage's place in the run.
+
+  Attributes:
+    index: which of `run.stages`.
+    stage: its settings.
+    start: the global step of its first update.
+    end: the global step at which it is done.
+  """
+
+  index: int
+  stage: StageConfig
+  start: int
+  end: int
+
+
+def plan_stages(
+  run: RunConfig, dialogues: Sequence[photochat.Dialogue]
+) -> tuple[list[Leg], list[str]]:
+  """Lays the stages out, leaving out those without data.
+
+  Args:
+    run: the run.
+    dialogues: of the train split.
+
+  Returns:
+    The legs in order, and one line for each stage that is skipped.
+  """
+  has_photos = any(
+    turn.photo is not None and turn.photo.path is not None
+    for dialogue in dialogues
+    for turn in dialogue.turns
+  )
+  legs, skipped, start = [], [], 0
+  for index, stage in enumerate(run.stages):
+    needs_photos = stage.data in ("photos", "captions")
+    if not dialogues or (needs_photos and not has_photos):
+      what = "photo files" if needs_photos else "dialogues"
+      skipped.append(f"Stage {stage.name} is skipped: there are no {what}.")
+    elif stage.steps:
+      legs.append(Leg(index, stage, start, start + stage.steps))
+      start += stage.steps
+  return legs, skipped
+
+
+def init_state(
+  run: RunConfig, model: PhotoChat, mesh: Any, leg: Leg
+) -> TrainState:
+  """The run's first state, created where `sharding` puts it."""
+
+  def init(key):
+    params = model.init(key)
+    scale = jnp.float32(run.model.vae.scaling_factor)
+    return _state(run, leg, params, scale)
+
+  key = jax.random.key(run.seed)
+  where = sharding.state_shardings(jax.eval_shape(init, key), mesh)
+  return jax.jit(init, out_shardings=where)(key)
+
+
+def begin_stage(run: RunConfig, leg: Leg, state: TrainState) -> TrainState:
+  """The next stage's beginning from the last one's end (see the module)."""
+  params = {**state.params, **state.ema}
+  return _state(run, leg, params, state.latent_scale)
+
+
+def _state(
+  run: RunConfig, leg: Leg, params: Params, latent_scale: jax.Array
+) -> TrainState:
+  trainable, _ = optim.split(params, leg.stage.trainable)
+  averaged = run.ema.parts if run.ema.decay else ()
+  return TrainState(
+    step=jnp.int32(leg.start),
+    params=params,
+    opt_state=optim.make_optimizer(run.optim, leg.stage, trainable).init(
+      trainable
+    ),
+    # Copies: the state is donated, and no buffer can be given away twice.
+    ema={part: jax.tree.map(jnp.copy, params[part]) for part in averaged},
+    latent_scale=latent_scale,
+  )
+
+
+def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
+  """Trains all stages, going on from the newest checkpoint if there is one.
+
+  Args:
+    run: the run's settings.
+    workdir: its folder.
+
+  Returns:
+    The last state.
+
+  Raises:
+    ValueError: the settings, the data or a checkpoint do not fit.
+    Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+  """
+  llm_tokenizer, clip_tokenizer = inputs.load_tokenizers(run)
+  _check_vocabularies(run, llm_tokenizer, clip_tokenizer)
+  dialogues, coverage = inputs.read_split(run, workdir, "train")
+  legs, skipped = plan_stages(run, dialogues)
+  if not legs:
+    raise ConfigError("No stage has both steps and data: nothing to train.")
+  trainer = _Trainer(
+    run=run,
+    model=PhotoChat(run.model),
+    mesh=sharding.make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor),
+    dialogues=dialogues,
+    llm_tokenizer=llm_tokenizer,
+    clip_tokenizer=clip_tokenizer,
+    workdir=epath.Path(workdir),
+  )
+  model_settings = run.as_dict()["model"]
+  with (
+    Checkpoints(workdir, run.checkpoint.keep, model_settings) as checkpoints,
+    jax.set_mesh(trainer.mesh),
+  ):
+    step = checkpoints.latest()
+    leg = next((leg for leg in legs if (step or 0) < leg.end), legs[-1])
+    state = init_state(run, trainer.model, trainer.mesh, leg)
+    if step is not None:
+      state = checkpoints.restore(_abstract(state), step)
+    with Progress(workdir, legs[-1].end, step or 0) as progress:
+      progress.message(str(coverage))
+      for line in skipped:
+        progress.message(line)
+      if step is not None:
+        progress.message(f"Going on from step {step}.")
+      else:
+        progress.message(parameter_table(state.params))
+      for number, leg in enumerate(legs):
+        if int(state.step) >= leg.end:
+          continue
+        following = legs[number + 1] if number + 1 < len(legs) else None
+        state = trainer.run_stage(leg, following, state, checkpoints, progress)
+  return state
+
+
+@dataclasses.dataclass
+class _Trainer:
+  """What all stages share."""
+
+  run: RunConfig
+  model: PhotoChat
+  mesh: Any
+  dialogues: Sequence[photochat.Dialogue]
+  llm_tokenizer: Any
+  clip_tokenizer: Any
+  workdir: epath.Path
+
+  @functools.cached_property
+  def vocabulary_map(self) -> Any:
+    table, coverage = vocabulary.build_vocabulary_map(
+      self.llm_tokenizer, self.clip_tokenizer
+    )
+    logging.info("%s", coverage)
+    return table
+
+  @functools.cached_property
+  def photo_cache(self) -> pipeline.PhotoCache:
+    return pipeline.PhotoCache()
+
+  def pipeline(self, kind: str, batch_size: int, stage: str):
+    """Batches of a kind, of which this process makes its share."""
+    return pipeline.Pipeline(
+      self.dialogues,
+      kind,
+      inputs.data_spec(self.run, batch_size),
+      self.llm_tokenizer,
+      self.clip_tokenizer,
+      self.run.seed,
+      stage,
+      shard=(jax.process_index(), jax.process_count()),
+      photo_cache=self.photo_cache,
+    )
+
+  def run_stage(
+    self,
+    leg: Leg,
+    following: Leg | None,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    progress: Progress,
+  ) -> TrainState:
+    """Trains a stage from wherever the state is in it to its end."""
+    run, stage = self.run, leg.stage
+    data = self.pipeline(stage.data, stage.batch_size, stage.name)
+    progress.message(f"Stage {stage.name}: {_counts(data.describe())}")
+    step_fn = self.compile_step(leg, state)
+    step, pending = int(state.step), None
+    with _stop_asked() as asked:
+      for batch in data.batches(step - leg.start, leg.end - step):
+        state, metrics = step_fn(state, sharding.shard_batch(batch, self.mesh))
+        step += 1
+        if step % run.log.every_steps == 0 or step == leg.end:
+          # One report late, so that the device need not be waited for.
+          _report(progress, pending, stage.name)
+          pending = (step, metrics)
+        if step == leg.end:
+          break
+        if run.log.sample_every and step % run.log.sample_every == 0:
+          self.sample(leg, state, progress)
+        if asked or step % run.checkpoint.every_steps == 0:
+          checkpoints.save(step, state, {"stage": stage.name})
+        if asked:
+          checkpoints.wait()
+          progress.message(
+            f"Stopped at step {step}, which is saved in {self.workdir}; the "
+            "same command goes on from there."
+          )
+          raise Interrupted(130)
+      _report(progress, pending, stage.name)
+      if stage.losses.autoencoder:
+        state = state.replace(latent_scale=self.measure_scale(state))
+      self.sample(leg, state, progress)
+      if following:
+        state = begin_stage(run, following, state)
+        state = sharding.shard_state(state, self.mesh)
+      checkpoints.save(step, state, {"stage": stage.name})
+    return state
+
+  def compile_step(self, leg: Leg, state: TrainState):
+    """The stage's update, jitted with the state donated."""
+    run = self.run
+    trainable, _ = optim.split(state.params, leg.stage.trainable)
+    draws = (
+      leg.stage.data == "dialogues"
+      and leg.stage.losses.photo
+      and run.bridge.draw != "gold"
+    )
+    retokenise = vocabulary.Retokeniser(
+      self.llm_tokenizer, self.clip_tokenizer, run.bridge.max_tokens
+    )
+    in_program = draws and run.bridge.retokenise == "callback"
+    where = sharding.state_shardings(state, self.mesh)
+    step_fn = jax.jit(
+      train_step.make_train_step(
+        self.model,
+        run,
+        leg.index,
+        leg.start,
+        optim.make_optimizer(run.optim, leg.stage, trainable),
+        self.clip_tokenizer.encode_padded(""),
+        self.vocabulary_map,
+        retokenise if in_program else None,
+        self.mesh,
+      ),
+      out_shardings=(where, None),
+      donate_argnums=0,
+    )
+    if not draws or in_program:
+      return step_fn
+    draw_fn = jax.jit(
+      train_step.make_draw_step(self.model, run, leg.index, leg.start),
+      out_shardings=sharding.batch_sharding(self.mesh),
+    )
+
+    def two_passes(state, batch):
+      return step_fn(state, self.retokenised(retokenise, draw_fn, state, batch))
+
+    return two_passes
+
+  def retokenised(self, retokenise, draw_fn, state, batch):
+    """A batch whose captions are those that the model draws."""
+    drawn = draw_fn(state, batch)
+    local = {
+      "caption_tokens": _local(drawn),
+      "caption_mask": _local(batch["caption_mask"]),
+    }
+    n = local["caption_tokens"].shape[-1]
+    found = retokenise(
+      local["caption_tokens"], local["caption_mask"].reshape(-1, n)
+    )
+    names = ("clip_tokens", "alignment", "caption_final")
+    local |= dict(zip(names, found, strict=True))
+    rows = local["caption_mask"].shape[:2]
+    local = {k: v.reshape(*rows, *v.shape[-(v.ndim - 1) :]) if (
+      k != "caption_mask") else v for k, v in local.items()}
+    return {**batch, **sharding.shard_batch(local, self.mesh)}
+
+  def measure_scale(self, state: TrainState) -> jax.Array:
+    """1 / the standard deviation of the latents, as for Stable Diffusion."""
+    data = self.pipeline("photos", 64, "scale")
+    encode = jax.jit(self.model.encode_photo)
+    latents, count = [], 0
+    for batch in data.batches():
+      photos = batch["photos_out"][batch["photos_out_mask"]]
+      latents.append(np.asarray(encode(state.params, photos)[0]))
+      count += len(photos)
+      if count >= min(MEASURED_PHOTOS, data.describe()["examples"]):
+        break
+    scale = 1.0 / np.std(np.concatenate(latents))
+    logging.info("The latents' scale is %.4f.", scale)
+    return jnp.float32(scale)
+
+  def sample(self, leg: Leg, state: TrainState, progress: Progress) -> None:
+    """Photos to look at: each beside what the model makes of it."""
+    count = self.run.log.num_samples
+    if not count or not (leg.stage.losses.autoencoder or leg.stage.losses.photo):
+      return
+    kind = "photos" if leg.stage.losses.autoencoder else "captions"
+    try:
+      batch = self.pipeline(kind, count, "samples").batch(0)
+    except ValueError:  # No photo has a file: there is nothing to set beside.
+      return
+    gold = batch["photos_out"][:, 0]
+    if kind == "photos":
+      made = _reconstruct(self.model, state.params, gold)
+    else:
+      parts = {**state.params, **state.ema}
+      made = generate.draw(
+        self.model,
+        {part: parts[part] for part in ("text_model", "unet", "vae")},
+        batch["clip_tokens"][:, 0],
+        self.clip_tokenizer.encode_padded(""),
+        np.arange(count, dtype=np.uint32),
+        state.latent_scale,
+        self.run.eval.sampler_steps,
+        self.run.eval.guidance,
+      )
+    step = int(state.step)
+    photos = np.concatenate([gold, np.asarray(made)])
+    progress.photos(step, f"samples/{leg.stage.name}", photos)
+    if jax.process_index() == 0:
+      folder = self.workdir / "samples" / str(step)
+      folder.mkdir(parents=True, exist_ok=True)
+      with (folder / f"{leg.stage.name}.png").open("wb") as file:
+        Image.fromarray(sheet(photos, count)).save(file, "PNG")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(model: PhotoChat, params: Params, photos: jax.Array):
+  from photochat_jax.models.photochat import to_uint8
+
+  return to_uint8(model.decode_photo(params, model.encode_photo(params, photos)[0]))
+
+
+def _local(array: jax.Array) -> np.ndarray:
+  """This process's rows of an array divided by rows."""
+  shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+  return np.concatenate([np.asarray(shards[k]) for k in sorted(shards)])
+
+
+def _abstract(state: TrainState) -> TrainState:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state,
+  )
+
+
+def _report(progress: Progress, pending, stage: str) -> None:
+  """Writes a step's metrics, nats turned into means."""
+  if pending is None:
+    return
+  step, metrics = pending
+  numbers = {
+    f"train/{name}": float(value)
+    for name, value in metrics.items()
+    if not name.endswith(("_nats", "_tokens"))
+  }
+  for name in ("text", "caption"):
+    if f"{name}_nats" in metrics:
+      count = max(float(metrics[f"{name}_tokens"]), 1.0)
+      numbers[f"train/{name}_loss"] = float(metrics[f"{name}_nats"]) / count
+  progress.write(step, numbers, stage)
+
+
+@contextlib.contextmanager
+def _stop_asked() -> Iterator[list[int]]:
+  """Collects SIGINT and SIGTERM; a second SIGINT ends the program at once."""
+  asked: list[int] = []
+
+  def handle(number, frame):
+    del frame
+    if asked and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    asked.append(number)
+
+  kept = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield asked
+  finally:
+    for number, handler in kept.items():
+      signal.signal(number, handler)
+
+
+def _counts(described: dict[str, Any]) -> str:
+  return ", ".join(
+    f"{value:.2f} {name}" if isinstance(value, float) else f"{value} {name}"
+    for name, value in described.items()
+  ).replace("_", " ")
+
+
+def parameter_table(params: Params) -> str:
+  """Parameters of each part, in millions."""
+  lines = ["Parameters:"]
+  for part, tree in params.items():
+    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    lines.append(f"  {part:20s} {count / 1e6:10.3f} M")
+  return "\n".join(lines)
+
+
+def _check_vocabularies(run: RunConfig, llm: Any, clip: Any) -> None:
+  """The models' sizes are the tokenizers', or everything after is wrong."""
+  for name, size, tokenizer in (
+    ("language", run.model.language.vocab_size, llm),
+    ("text", run.model.text.vocab_size, clip),
+  ):
+    if size != tokenizer.vocab_size:
+      raise ConfigError(
+        f"config.model.{name}.vocab_size is {size} and its tokenizer has "
+        f"{tokenizer.vocab_size} ids; set it to that."
+      )

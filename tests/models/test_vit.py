@@ -1,0 +1,140 @@
+"""models/vit.py against transformers' Blip2VisionModel."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from photochat_jax.models import vit
+
+torch = pytest.importorskip('torch')
+import torch_weights  # noqa: E402
+import transformers  # noqa: E402
+from transformers import image_utils  # noqa: E402
+
+BASE = vit.ViTConfig(
+    image_size=18,
+    patch_size=6,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+)
+
+
+def hf_model(config):
+  fields = dataclasses.asdict(config)
+  for name in ('dtype', 'remat', 'scan_unroll'):
+    del fields[name]
+  return transformers.Blip2VisionModel(
+      transformers.Blip2VisionConfig(**fields, attn_implementation='eager')
+  )
+
+
+def count(tree):
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def init_shapes(config):
+  size = config.image_size
+  return jax.eval_shape(
+      vit.ViT(config).init,
+      jax.random.key(0),
+      jnp.zeros((1, size, size, 3)),
+  )['params']
+
+
+@pytest.fixture(scope='module')
+def photos():
+  rng = np.random.default_rng(0)
+  return rng.standard_normal((2, 18, 18, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    'change', [{}, {'qkv_bias': False, 'remat': True, 'scan_unroll': 2}]
+)
+def test_features_and_all_gradients_equal_transformers(photos, change):
+  config = dataclasses.replace(BASE, **change)
+  model = torch_weights.randomise(hf_model(config), 0)
+  params = torch_weights.vit_params(model)
+  chex.assert_trees_all_equal_shapes_and_dtypes(init_shapes(config), params)
+  weights = np.random.default_rng(1).standard_normal((2, 10, 24))
+  weights = (weights / weights.size).astype(np.float32)
+
+  pixels = torch.from_numpy(photos.transpose(0, 3, 1, 2).copy())
+  want = model(pixels).last_hidden_state
+  (want * torch.from_numpy(weights)).sum().backward()
+
+  def loss(params):
+    got = vit.ViT(config).apply({'params': params}, photos)
+    return jnp.sum(got * weights), got
+
+  grads, got = jax.jit(jax.grad(loss, has_aux=True))(params)
+  chex.assert_trees_all_close(got, want.detach().numpy(), atol=1e-4)
+  want = torch_weights.vit_params(model, grad=True)
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(want))
+  chex.assert_trees_all_close(grads, want, atol=1e-4 * largest, rtol=1e-4)
+
+
+def test_rematerialisation_keeps_less_for_the_backward_pass():
+  def kept(config):
+    module = vit.ViT(config)
+
+    def backward(params):
+      pixels = jnp.zeros((4, 18, 18, 3))
+      return jax.vjp(lambda x: module.apply({'params': params}, x), pixels)[1]
+
+    # What the backward pass holds besides the parameters.
+    params = init_shapes(config)
+    return count(jax.eval_shape(backward, params)) - count(params)
+
+  assert kept(dataclasses.replace(BASE, remat=True)) < kept(BASE) / 2
+
+
+def test_bfloat16_activations_stay_near_float32(photos):
+  params = torch_weights.vit_params(torch_weights.randomise(hf_model(BASE), 2))
+  want = vit.ViT(BASE).apply({'params': params}, photos)
+  config = dataclasses.replace(BASE, dtype='bfloat16')
+  got = vit.ViT(config).apply({'params': params}, photos)
+  assert got.dtype == jnp.bfloat16
+  chex.assert_trees_all_close(got.astype(jnp.float32), want, atol=0.2)
+
+
+def test_normalise_is_clips():
+  assert list(vit.IMAGE_MEAN) == image_utils.OPENAI_CLIP_MEAN
+  assert list(vit.IMAGE_STD) == image_utils.OPENAI_CLIP_STD
+  photos = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
+  got = vit.normalise(photos)
+  want = photos / 255.0 - np.array(image_utils.OPENAI_CLIP_MEAN)
+  want /= np.array(image_utils.OPENAI_CLIP_STD)
+  assert got.dtype == jnp.float32
+  chex.assert_trees_all_close(got, want.astype(np.float32), atol=1e-5)
+
+
+def test_eva_g_has_the_parameter_count_of_transformers():
+  config = vit.ViTConfig.eva_g()
+  with torch.device('meta'):
+    want = sum(p.numel() for p in hf_model(config).parameters())
+  assert want == 985_952_256
+  assert count(init_shapes(config)) == want
+
+
+def test_tiny_reads_overrides():
+  config = vit.ViTConfig.tiny(image_size=16)
+  params = init_shapes(config)
+  chex.assert_shape(params['position_embedding'], (1, 5, 96))
+  assert config.num_tokens == 5
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match='multiple of patch_size=6'):
+    dataclasses.replace(BASE, image_size=20)
+  with pytest.raises(ValueError, match='num_attention_heads=5'):
+    dataclasses.replace(BASE, num_attention_heads=5)
+  with pytest.raises(ValueError, match='Resize photos'):
+    jax.eval_shape(
+        vit.ViT(BASE).init, jax.random.key(0), jnp.zeros((1, 24, 24, 3))
+    )
