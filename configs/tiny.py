@@ -20,6 +20,7 @@ from photochat_jax.models.clip_text import CLIPTextConfig
 from photochat_jax.models.llama import LlamaConfig
 from photochat_jax.models.unet import UNetConfig
 from photochat_jax.models.vae import VAEConfig
+from photochat_jax.models.vit import ViTConfig
 
 
 def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
@@ -45,6 +46,8 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
   data.num_test = 160
 
   model = config.model
+  # Photos of 32 x 32 are four patches to the ViT, four tokens to the Llama.
+  model.vision = section(ViTConfig.tiny(patch_size=16))
   model.language = section(LlamaConfig.tiny(vocab_size=768))
   model.text = section(
     CLIPTextConfig.tiny(
@@ -74,18 +77,22 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
   )
   config.bridge.max_tokens = 16
 
+  eyes = "(vision_model|qformer|language_projection)/.*"
+  config.optim.learning_rate = 1.5e-3
+  config.optim.lr_multipliers = ((eyes, 0.6), (".*", 1.0))
   config.optim.warmup_steps = 50
   config.optim.final_scale = 0.05
   config.ema.decay = 0.99
   config.ema.parts = ("unet", "text_model")
   config.loss.kl = 1e-4
+  # Where the object stands is decided in the noise, which min-SNR plays down.
+  config.loss.min_snr_gamma = 0.0
 
-  eyes = "(vision_model|qformer|language_projection)/.*"
   config.stages = ml_collections.ConfigDict(
     {
       "autoencoder": section(
         StageConfig(
-          steps=450,
+          steps=600,
           data="photos",
           batch_size=32,
           trainable=("vae/.*",),
@@ -95,37 +102,45 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
       ),
       "generator": section(
         StageConfig(
-          steps=1200,
+          steps=650,
           data="captions",
           batch_size=48,
           trainable=("(unet|text_model)/.*",),
-          learning_rate=2e-3,
+          learning_rate=1e-3,
           losses=StageLosses(photo=1.0),
+        )
+      ),
+      "perceiver": section(
+        StageConfig(
+          steps=250,
+          data="descriptions",
+          batch_size=8,
+          trainable=("language_model/.*", eyes),
+          losses=StageLosses(text=1.0),
         )
       ),
       "dialogue": section(
         StageConfig(
-          steps=700,
+          steps=500,
           data="dialogues",
           batch_size=8,
           trainable=("language_model/.*", eyes),
-          learning_rate=2e-3,
           losses=StageLosses(text=1.0, caption=1.0),
         )
       ),
       "joint": section(
         StageConfig(
-          steps=300,
+          steps=250,
           data="dialogues",
           batch_size=8,
           trainable=("(language_model|unet)/.*", eyes),
           learning_rate=5e-4,
-          losses=StageLosses(text=1.0, caption=1.0, photo=10.0),
+          losses=StageLosses(text=1.0, caption=1.0, photo=5.0),
         )
       ),
     }
   )
-  config.stage_order = ("autoencoder", "generator", "dialogue", "joint")
+  config.stage_order = tuple(config.stages)
 
   config.checkpoint.every_steps = 500
   config.log.sample_every = 0  # A sheet at the end of each stage only.

@@ -104,6 +104,7 @@ class Found:
     chance: the same names (but `seconds`) -> what guessing scores.
     reasons: name -> why its figure is None.
     counts: how much it was measured on.
+    dialogues: what it was measured on, unreadable photos as missing ones.
     turns: every merged turn of the model's side.
     answers: every question.
   """
@@ -112,6 +113,7 @@ class Found:
   chance: dict[str, Any]
   reasons: dict[str, str]
   counts: dict[str, int]
+  dialogues: list[photochat.Dialogue]
   turns: list[ModelTurn]
   answers: list[Answer]
 
@@ -198,14 +200,18 @@ def assess(
     )
   else:
     reasons["attribute_accuracy"] = "the data do not say what photos show"
-  return Found(metrics, chance, reasons, dict(counts), turns, answers)
+  return Found(
+    metrics, chance, reasons, dict(counts), dialogues, turns, answers
+  )
 
 
 def text_loss(
   generator: generate.Generator, dialogues: Sequence[photochat.Dialogue]
 ) -> text.TokenLoss:
   """The loss of what user 0 says, given the data before each token."""
-  spec, tokenizer = generator.spec, generator.tokenizer
+  # Whatever it was trained on, what it says itself is measured.
+  spec = dataclasses.replace(generator.spec, text_on="model")
+  tokenizer = generator.tokenizer
   examples = []
   for dialogue in dialogues:
     try:
@@ -277,6 +283,8 @@ def respond(
       )
     except LeftOut as error:
       counts[f"left_out/{error.reason}"] += 1
+    else:
+      counts["prompts_cut"] += contexts[prompt].cut_turns > 0
   names, contexts = list(contexts), list(contexts.values())
   replies = {}
   for length, group in _by_length(contexts, generator.spec.length):

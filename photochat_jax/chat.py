@@ -307,10 +307,12 @@ def talk(
 def _answer(conversation: Conversation, write: Callable[[str], None]) -> None:
   said = conversation.reply()
   for turn in said:
+    text = turn.text
     if turn.photo:
-      write(f"model> [{turn.photo.path}: {turn.photo.caption}]")
-    else:
-      write(f"model> {turn.text}")
+      text = f"[{turn.photo.path}: {turn.photo.caption}]"
+    # A model can write any byte, those that steer a terminal too.
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    write(f"model> {shown}")
   if not said:
     write("model> ...")
 

@@ -103,7 +103,7 @@ class StageLosses:
   straight lines between the points.
   """
 
-  text: float = 0.0  # Text tokens; needs data="dialogues".
+  text: float = 0.0  # Text tokens; needs dialogues or descriptions.
   caption: float = 0.0  # Caption tokens; needs data="dialogues".
   photo: float = 0.0  # The generator; needs captions or dialogues.
   autoencoder: float = 0.0  # The autoencoder, its kl term included.
@@ -115,7 +115,7 @@ class StageConfig:
 
   name: str = ""  # Its key in `stages`; filled in by `build`.
   steps: int = 100  # Updates; 0 leaves the stage out.
-  data: str = "dialogues"  # "photos", "captions" or "dialogues".
+  data: str = "dialogues"  # "photos", "captions", "descriptions", "dialogues".
   batch_size: int = 8  # Rows (or photos) of the global batch.
   trainable: tuple[str, ...] = (".*",)  # Path regexes; the rest is frozen.
   learning_rate: float = 0.0  # Peak of this stage; 0 takes optim's.
@@ -352,10 +352,10 @@ _POSITIVE = ("data.length", "checkpoint.every_steps", "checkpoint.keep")
 _POSITIVE += ("log.every_steps", "eval.batch_size", "eval.sampler_steps")
 # The batches that hold what a term of the loss needs.
 _LOSS_DATA = {
-  "text": ("dialogues",),
+  "text": ("dialogues", "descriptions"),
   "caption": ("dialogues",),
   "photo": ("dialogues", "captions"),
-  "autoencoder": ("dialogues", "captions", "photos"),
+  "autoencoder": ("dialogues", "descriptions", "captions", "photos"),
 }
 
 

@@ -16,6 +16,12 @@ from photochat_jax.config import ConfigError, RunConfig
 from photochat_jax.data import synthetic
 from photochat_jax.metrics import report
 
+_REMARKS = {
+  "captioned": "captioned",
+  "told": "told",
+  "unsaid": "unsaid: a guess",
+}
+
 
 def evaluate(
   run: RunConfig, workdir: epath.PathLike, started: float | None = None
@@ -67,7 +73,7 @@ def evaluate(
       json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     )
     size = generator.model.photo_shape[0]
-    html = showcase.page(found, dialogues, metrics, rows, size)
+    html = showcase.page(found, metrics, rows, size)
     (folder / "report.html").write_text(html)
   print(f"Report: {folder / 'report.html'}")
   return metrics
@@ -83,8 +89,8 @@ def figures(found: Found) -> list[report.Figure]:
       rows.append(report.Figure(name, value, chance, note))
       continue
     for part, share in value.items():
-      kind = synthetic.KIND.get(part, "")
-      rows.append(report.Figure(f"{name}/{part}", share, chance[part], kind))
+      note = _REMARKS.get(synthetic.KIND.get(part), "")
+      rows.append(report.Figure(f"{name}/{part}", share, chance[part], note))
   return rows
 
 

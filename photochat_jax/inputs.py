@@ -48,6 +48,7 @@ def data_spec(run: RunConfig, batch_size: int, **changes) -> DataSpec:
     caption_tokens=run.bridge.max_tokens,
     template=run.data.template,
     system_prompt=run.data.system_prompt,
+    text_on=run.loss.text_on,
     augment=run.data.flip,
   )
   return dataclasses.replace(spec, **changes)

@@ -5,7 +5,7 @@ from typing import Any
 
 from photochat_jax import chat
 from photochat_jax.data import dialogue as dialogue_lib
-from photochat_jax.data import images, photochat
+from photochat_jax.data import images
 from photochat_jax.metrics import report
 
 # Dialogues on the page.
@@ -14,7 +14,6 @@ MAX_DIALOGUES = 24
 
 def page(
   found: Any,
-  dialogues: Sequence[photochat.Dialogue],
   metrics: Mapping[str, Any],
   rows: Sequence[report.Figure],
   photo_size: int,
@@ -22,18 +21,17 @@ def page(
   """The report as HTML.
 
   Args:
-    found: `evaluate.Found`.
-    dialogues: those it was measured on.
+    found: what was measured, `assess.Found`.
     metrics: all of `metrics.json`.
     rows: the table.
     photo_size: side in pixels at which the data's photos are shown.
   """
   examples = [
-    example(found, dialogues[number], number, photo_size)
-    for number in range(min(len(dialogues), MAX_DIALOGUES))
+    example(found, number, photo_size)
+    for number in range(min(len(found.dialogues), MAX_DIALOGUES))
   ]
   details = {
-    "split": f"{metrics['split']}, {len(dialogues)} dialogues",
+    "split": f"{metrics['split']}, {len(found.dialogues)} dialogues",
     "step": metrics["step"],
     "seed": metrics["seed"],
     "seconds": metrics["seconds"],
@@ -47,32 +45,30 @@ def page(
   )
 
 
-def example(
-  found: Any, dialogue: photochat.Dialogue, number: int, photo_size: int
-) -> report.Example:
+def example(found: Any, number: int, photo_size: int) -> report.Example:
   """One dialogue as bubbles, with what the model said at each turn."""
+  dialogue = found.dialogues[number]
   turns = {t.spoken.start: t for t in found.turns if t.number == number}
   answers = {a.turn: a for a in found.answers if a.number == number}
   bubbles = []
   for spoken in dialogue_lib.merge_turns(dialogue.turns):
-    said = [p for p in spoken.parts if isinstance(p, str)]
-    pictures = [
-      _picture(p, dialogue.facts, photo_size)
-      for p in spoken.parts
-      if isinstance(p, photochat.Photo)
-    ]
-    reply, marks = None, []
     turn = turns.get(spoken.start)
+    parts, reply, marks = [], None, []
+    for part in spoken.parts:
+      if isinstance(part, str):
+        parts.append(part)
+        continue
+      pictures = [_picture(part, dialogue.facts, photo_size)]
+      if turn is not None and part is turn.gold:
+        pictures.append(_drawn(turn))
+      parts.append(tuple(pictures))
     if turn is not None:
       reply = turn.reply.text
       shares = turn.reply.caption is not None
       if turn.gold or shares:
-        right = shares == bool(turn.gold)
         words = "shares a photo" if shares else "shares no photo"
-        marks.append(report.Mark(words, right))
-      if turn.gold:
-        pictures.append(_drawn(turn))
-      elif shares:
+        marks.append(report.Mark(words, shares == bool(turn.gold)))
+      if shares and not turn.gold:
         reply = f"{reply} [{turn.reply.caption}]"
     for index in range(spoken.start, spoken.stop):
       if index in answers:
@@ -83,11 +79,7 @@ def example(
         )
     bubbles.append(
       report.Bubble(
-        spoken.speaker == chat.MODEL,
-        "\n".join(said),
-        tuple(pictures),
-        reply,
-        tuple(marks),
+        spoken.speaker == chat.MODEL, tuple(parts), reply, tuple(marks)
       )
     )
   return report.Example(f"Dialogue {dialogue.id}", tuple(bubbles))

@@ -75,7 +75,7 @@ def plan_stages(
   )
   legs, skipped, start = [], [], 0
   for index, stage in enumerate(run.stages):
-    needs_photos = stage.data in ("photos", "captions")
+    needs_photos = stage.data != "dialogues"
     if not dialogues or (needs_photos and not has_photos):
       what = "photo files" if needs_photos else "dialogues"
       skipped.append(f"Stage {stage.name} is skipped: there are no {what}.")

@@ -257,7 +257,7 @@ def loss_terms(
   total = jnp.zeros(())
 
   hidden = None
-  if stage.data == "dialogues":
+  if "tokens" in batch:
     hidden = converse(model, params, batch)
     if {"text", "caption"} & set(weights):
       text, sums = losses.next_token(

@@ -289,6 +289,14 @@ def test_mistakes_cost_one_sentence_and_nothing_else(tmp_path):
   assert len(talk.turns) == 2
 
 
+def test_the_terminal_is_not_steered_by_the_model(tmp_path):
+  model = Scripted(("a\x1b[2J\nb", None))
+  assert terminal(chat.Conversation(model, tmp_path), "a", "/quit") == [
+    "model> a [2J b",
+    "Bye.",
+  ]
+
+
 def test_ctrl_c_ends_politely(tmp_path):
   talk = chat.Conversation(Scripted(), tmp_path)
   assert terminal(talk, end=KeyboardInterrupt) == ["", "Bye."]

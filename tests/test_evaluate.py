@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import toy_agent
 
-from photochat_jax import assess, chat, evaluate, generate, inputs
+from photochat_jax import assess, chat, evaluate, generate, inputs, showcase
 from photochat_jax import config as config_lib
 from photochat_jax.checkpoints import manager
 from photochat_jax.data import dialogue as dialogue_lib
@@ -244,10 +244,15 @@ def test_perplexity_is_that_of_a_plain_sum(generator, dialogues):
   found = assess.text_loss(generator, dialogues[:4])
   assert found.tokens == tokens > 20
   assert found.nats == pytest.approx(nats, rel=1e-4)
-  # In one batch or in many, with other lengths: the same.
+  # In one batch or in many, trained on all text or not: the same.
   settings = dataclasses.replace(generator.settings, batch_size=3)
   other = generate.Generator(
-    model, params, generator.tokenizer, None, spec, settings
+    model,
+    params,
+    generator.tokenizer,
+    None,
+    dataclasses.replace(spec, text_on="all"),
+    settings,
   )
   assert assess.text_loss(other, dialogues[:4]).nats == pytest.approx(
     found.nats, rel=1e-5
@@ -274,7 +279,7 @@ def test_prompts_are_answered_whatever_their_order(generator, dialogues):
       )
     ])  # fmt: skip
     assert alone == [replies[prompt]]
-  assert not counts
+  assert not +counts
 
 
 def real_dialogues(run):
@@ -310,6 +315,8 @@ def test_a_broken_photo_is_a_missing_one(generator, dialogues, tmp_path):
   found = assess.assess(generator, [dataclasses.replace(dialogue, turns=turns)])
   assert found.counts["photos_unreadable"] == count
   assert found.metrics["pixel_accuracy"] is None  # Nothing was in view.
+  shown = showcase.example(found, 0, 32)
+  assert len(shown.bubbles) == len(dialogue_lib.merge_turns(turns))
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ with no caption. Template `llama2`, one round of a dialogue, K = 2, n = 4:
 
 `loss_kind` stands at the token that is the target (predicted one position
 before): 1 is the model's text and end of turn, 2 its caption with both marks;
-the other side and visual slots (padding ids) bear no loss. The next round
-follows with its own `<s>`; positions run on. If the model speaks first, an
+the other side and visual slots (padding ids) bear no loss. With
+`text_on='all'`, the released code's way, the other side's text and the
+template bear loss 1 too, all but the first `<s>`. The next round follows with its own `<s>`; positions run on. If the model speaks first, an
 empty turn of the other side stands before it.
 
 | template | a round, `</s>` ends the model's turn                          |
@@ -144,8 +145,8 @@ def encode_example(
 ) -> Example:
   """A dialogue from one speaker's side, as a training example.
 
-  What the other side says after the model's last turn teaches nothing and is
-  not in it. An over-long dialogue keeps its newest turns.
+  Where only the model's own text is trained, what the other side says after
+  the model's last turn teaches nothing and is not in it. An over-long dialogue keeps its newest turns.
 
   Args:
     turns: of the whole dialogue.
@@ -160,13 +161,17 @@ def encode_example(
   """
   template = make_template(spec, tokenizer)
   sided = _sided(turns, side, tokenizer, spec, template)
-  while sided and not sided[-1].own:
-    sided.pop()
-  if not sided:
+  if not any(turn.own for turn in sided):
     raise LeftOut("silent", f"Speaker {side} says nothing; drop this side.")
+  while spec.text_on == "model" and not sided[-1].own:
+    sided.pop()
 
   lay_out = functools.partial(
-    _lay_out, tokenizer=tokenizer, template=template, closed=True
+    _lay_out,
+    tokenizer=tokenizer,
+    template=template,
+    closed=True,
+    text_on=spec.text_on,
   )
   example = _newest(sided, spec, spec.length, lay_out)
   if example.missing_photos:
@@ -329,7 +334,9 @@ def _newest(turns, spec, length, lay_out) -> Example:
   )
 
 
-def _lay_out(turns, cut_turns, tokenizer, template, closed) -> Example:
+def _lay_out(
+  turns, cut_turns, tokenizer, template, closed, text_on="model"
+) -> Example:
   """Writes the template around turns; `closed` ends the model's last turn."""
   if not turns or turns[0].own:
     turns = [_Turn(False, ()), *turns]
@@ -373,13 +380,18 @@ def _lay_out(turns, cut_turns, tokenizer, template, closed) -> Example:
       put(template.middle)
     elif closed or t < len(turns) - 1:
       put(template.end, TEXT)
+  visual = np.asarray(visual, np.int32)
+  kinds = np.asarray(kinds, np.int8)
+  if text_on == "all":
+    kinds[(kinds == NONE) & (visual < 0)] = TEXT
+    kinds[:1] = NONE  # Nothing stands before it to predict it.
   return Example(
     tokens=np.asarray(tokens, np.int32),
-    visual_index=np.asarray(visual, np.int32),
+    visual_index=visual,
     photos=tuple(photos),
     ordinals=tuple(ordinals),
     cut_turns=cut_turns,
     missing_photos=missing,
-    loss_kind=np.asarray(kinds, np.int8),
+    loss_kind=kinds,
     captions=tuple(captions),
   )

@@ -1,6 +1,7 @@
 """Dialogues -> indexed examples: everything tokenised and aligned once."""
 
 import collections
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def build_index(
   """
   layout = (
     spec.length, spec.photos_in, spec.photos_out, spec.num_visual_tokens,
-    spec.caption_tokens, spec.template, spec.system_prompt,
+    spec.caption_tokens, spec.template, spec.system_prompt, spec.text_on,
   )  # fmt: skip
   digest = hashlib.sha256(
     repr(
@@ -141,6 +142,39 @@ class Picture(NamedTuple):
   photo: photochat.Photo
   number: int  # the order of first being shared: its example id
   caption: str | None  # the one that names everything, where there is one
+
+
+def as_questions(
+  dialogues: Sequence[photochat.Dialogue],
+) -> list[photochat.Dialogue]:
+  """Every captioned photo as a dialogue of its own, to learn to see with.
+
+  The photo is shown, the model describes it (BLIP-2's image-grounded text
+  generation, arXiv 2301.12597, section 3.2), and then answers what the
+  photo's dialogue asks of it, where `facts` say which messages do.
+  """
+  asked: dict[str, tuple[photochat.Turn, ...]] = {}
+  for dialogue in dialogues:
+    for question in (dialogue.facts or {}).get("questions", ()):
+      answer = question["turn"]
+      before, after = (dialogue.turns[i].text for i in (answer - 1, answer))
+      asked[question["photo_id"]] = (
+        *asked.get(question["photo_id"], ()),
+        photochat.Turn(1, before),
+        photochat.Turn(0, after),
+      )
+  return [
+    photochat.Dialogue(
+      id=photo.id,
+      split="",
+      turns=(
+        photochat.Turn(1, "", dataclasses.replace(photo, caption=None)),
+        photochat.Turn(0, caption),
+        *asked.get(photo.id, ()),
+      ),
+    )
+    for photo, _, caption in list_pictures(dialogues, captioned=True)
+  ]
 
 
 def list_pictures(

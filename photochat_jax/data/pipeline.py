@@ -22,7 +22,7 @@ from photochat_jax.data import images, packing, photochat
 from photochat_jax.data import index as index_lib
 from photochat_jax.data.spec import DataSpec
 
-KINDS = ("dialogues", "captions", "photos")
+KINDS = ("dialogues", "descriptions", "captions", "photos")
 
 # Decoded photos that are kept in memory, in bytes of pixels.
 PHOTO_CACHE_BYTES = 2 << 30
@@ -67,6 +67,9 @@ class Pipeline:
     caption_tokens int32[Q, n]            caption_mask, caption_final bool[Q, n]
     clip_tokens    int32[Q, m]            alignment        float32[Q, m, n]
     example_id     uint32[Q]    unique for (dialogue, side, photo)
+
+  Kind 'descriptions' has the same arrays: short dialogues in which a photo is
+  shown and the model says its fullest caption.
 
   Kinds 'captions' and 'photos' have one photo a row: photos_out,
   photos_out_mask and example_id with Q = 1, and for 'captions' clip_tokens of
@@ -119,7 +122,10 @@ class Pipeline:
     self._rows = slice(shard[0] * share, (shard[0] + 1) * share)
     self._photos = photo_cache or PhotoCache()
     self._broken: set[str] = set()
-    if kind == "dialogues":
+    if kind == "descriptions":
+      dialogues = index_lib.as_questions(dialogues)
+    self._packed = kind in ("dialogues", "descriptions")
+    if self._packed:
       self._examples, self._counts = index_lib.build_index(
         dialogues, spec, llm_tokenizer, clip_tokenizer
       )
@@ -152,7 +158,7 @@ class Pipeline:
       for name, (shape, dtype) in self.element_spec().items()
     }
     write = (
-      self._write_dialogue if self.kind == "dialogues" else self._write_picture
+      self._write_dialogue if self._packed else self._write_picture
     )
     for name in ("tokens", "caption_tokens"):
       if name in out:
@@ -208,7 +214,7 @@ class Pipeline:
     """Shape without B, and dtype, of every array of a batch."""
     s, m = self.spec, self._clip.max_length
     length, n = s.length, s.caption_tokens
-    q = s.photos_out if self.kind == "dialogues" else 1
+    q = s.photos_out if self._packed else 1
     spec = {
       "photos_out": ((q, s.photo_size, s.photo_size, 3), np.uint8),
       "photos_out_mask": ((q,), np.bool_),
@@ -216,7 +222,7 @@ class Pipeline:
     }
     if self.kind != "photos":
       spec["clip_tokens"] = ((q, m), np.int32)
-    if self.kind == "dialogues":
+    if self._packed:
       seen = (s.photos_in, s.vision_size, s.vision_size, 3)
       spec |= {
         "tokens": ((length,), np.int32),
@@ -243,7 +249,7 @@ class Pipeline:
       "examples_per_epoch": len(used),
       "photos_broken": len(self._broken),
     }
-    if self.kind == "dialogues":
+    if self._packed:
       tokens = sum(len(self._examples[i].example.tokens) for i in used)
       out["row_fill"] = tokens / (len(rows) * self.spec.length)
     return out

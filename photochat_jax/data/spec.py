@@ -23,6 +23,7 @@ class DataSpec:
     caption_tokens: longest caption in language-model tokens, n.
     template: 'llama2' or 'bare' (drawn in `data/dialogue.py`).
     system_prompt: what the model is told first; '' omits the block.
+    text_on: whose text bears a loss: 'model' (its own turns) or 'all'.
     augment: flip a photo left to right with probability 0.5.
     drop_remainder: leave an epoch's last rows out where they fill no batch;
       otherwise padding rows fill it.
@@ -38,6 +39,7 @@ class DataSpec:
   caption_tokens: int = 96
   template: str = "llama2"
   system_prompt: str = ""
+  text_on: str = "model"
   augment: bool = False
   drop_remainder: bool = True
 
@@ -45,6 +47,10 @@ class DataSpec:
     if self.template not in ("llama2", "bare"):
       raise ValueError(
         f"template is {self.template!r}; it must be 'llama2' or 'bare'."
+      )
+    if self.text_on not in ("model", "all"):
+      raise ValueError(
+        f"text_on is {self.text_on!r}; it must be 'model' or 'all'."
       )
 
 

@@ -46,10 +46,10 @@ _RGB = {
   "yellow": (250, 220, 20), "purple": (145, 35, 170), "black": (25, 25, 25),
 }  # fmt: skip
 _OUTLINE = (35, 35, 40)
-# Lengths are shares of the side: on 32 pixels a radius is 8 or 5.
+# Lengths are shares of the side: on 32 pixels a radius is 8 or 6.
 _HORIZON = 0.62
 _CENTRE = {"left": 0.25, "middle": 0.5, "right": 0.75}
-_RADIUS = {"big": 0.25, "small": 0.156}
+_RADIUS = {"big": 0.25, "small": 0.1875}
 _FOOT = {"big": 0.76, "small": 0.72}
 _OVERSAMPLE = 4
 _JITTER = 1 / 32  # of the object's place, in each direction

@@ -33,12 +33,12 @@ def timesteps(config: schedule.ScheduleConfig, num_steps: int) -> np.ndarray:
   total = config.num_train_timesteps
   if not 1 <= num_steps <= total:
     raise ValueError(
-      f'num_steps is {num_steps}; choose between 1 and the '
-      f'{total} training steps.'
+      f"num_steps is {num_steps}; choose between 1 and the "
+      f"{total} training steps."
     )
-  if config.timestep_spacing == 'linspace':
+  if config.timestep_spacing == "linspace":
     steps = np.linspace(0, total - 1, num_steps).round()[::-1]
-  elif config.timestep_spacing == 'leading':
+  elif config.timestep_spacing == "leading":
     steps = np.arange(num_steps)[::-1] * (total // num_steps)
     steps = steps + config.steps_offset
   else:
@@ -46,8 +46,8 @@ def timesteps(config: schedule.ScheduleConfig, num_steps: int) -> np.ndarray:
     steps = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1
   if steps[0] >= total:
     raise ValueError(
-      f'{num_steps} leading steps with steps_offset {config.steps_offset} '
-      f'pass the last of {total}; choose fewer steps or spacing trailing.'
+      f"{num_steps} leading steps with steps_offset {config.steps_offset} "
+      f"pass the last of {total}; choose fewer steps or spacing trailing."
     )
   return steps.astype(np.int32)
 
@@ -89,12 +89,12 @@ def ddim(
   """
   if uncond_context is None and not _is(guidance_scale, 1.0):
     raise ValueError(
-      f'guidance_scale {guidance_scale} needs uncond_context, the encoded '
-      'empty caption.'
+      f"guidance_scale {guidance_scale} needs uncond_context, the encoded "
+      "empty caption."
     )
   stochastic = not _is(eta, 0.0)
   if stochastic and keys is None:
-    raise ValueError(f'eta {eta} needs keys, one random key for each photo.')
+    raise ValueError(f"eta {eta} needs keys, one random key for each photo.")
 
   guided = uncond_context is not None and not _is(guidance_scale, 1.0)
   if guided:

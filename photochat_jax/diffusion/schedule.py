@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 _CHOICES = {
-  'beta_schedule': ('linear', 'scaled_linear', 'squaredcos_cap_v2'),
-  'prediction_type': ('epsilon', 'v_prediction', 'sample'),
-  'timestep_spacing': ('leading', 'trailing', 'linspace'),
+  "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+  "prediction_type": ("epsilon", "v_prediction", "sample"),
+  "timestep_spacing": ("leading", "trailing", "linspace"),
 }
 
 
@@ -42,11 +42,11 @@ class ScheduleConfig:
   num_train_timesteps: int = 1000
   beta_start: float = 0.00085
   beta_end: float = 0.012
-  beta_schedule: str = 'scaled_linear'
-  prediction_type: str = 'epsilon'
+  beta_schedule: str = "scaled_linear"
+  prediction_type: str = "epsilon"
   rescale_zero_terminal_snr: bool = False
   steps_offset: int = 1
-  timestep_spacing: str = 'leading'
+  timestep_spacing: str = "leading"
   set_alpha_to_one: bool = False
   clip_sample: bool = False
 
@@ -54,27 +54,27 @@ class ScheduleConfig:
     for field, choices in _CHOICES.items():
       if getattr(self, field) not in choices:
         raise ValueError(
-          f'{field} is {getattr(self, field)!r}; choose one of {choices}.'
+          f"{field} is {getattr(self, field)!r}; choose one of {choices}."
         )
-    if self.rescale_zero_terminal_snr and self.prediction_type == 'epsilon':
+    if self.rescale_zero_terminal_snr and self.prediction_type == "epsilon":
       raise ValueError(
-        'rescale_zero_terminal_snr leaves no signal at the last step, from '
+        "rescale_zero_terminal_snr leaves no signal at the last step, from "
         "which 'epsilon' cannot recover x_0; set prediction_type to "
         "'v_prediction' or 'sample'."
       )
 
   @classmethod
-  def tiny(cls, **overrides) -> 'ScheduleConfig':
+  def tiny(cls, **overrides) -> "ScheduleConfig":
     """The toy's schedule: Stable Diffusion's own."""
     return cls(**overrides)
 
   @classmethod
-  def sd15(cls, **overrides) -> 'ScheduleConfig':
+  def sd15(cls, **overrides) -> "ScheduleConfig":
     """Stable Diffusion 1.5 and 2.1-base."""
     return cls(**overrides)
 
   @classmethod
-  def sd21(cls, **overrides) -> 'ScheduleConfig':
+  def sd21(cls, **overrides) -> "ScheduleConfig":
     """Stable Diffusion 2.1-base; the 768 px model is 'v_prediction'."""
     return cls(**overrides)
 
@@ -82,9 +82,9 @@ class ScheduleConfig:
 def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
   """float32[T]: abar_t of every training step, falling."""
   steps = config.num_train_timesteps
-  if config.beta_schedule == 'linear':
+  if config.beta_schedule == "linear":
     betas = np.linspace(config.beta_start, config.beta_end, steps)
-  elif config.beta_schedule == 'scaled_linear':
+  elif config.beta_schedule == "scaled_linear":
     roots = math.sqrt(config.beta_start), math.sqrt(config.beta_end)
     betas = np.linspace(*roots, steps) ** 2
   else:
@@ -124,9 +124,9 @@ def target(
   t: jax.Array,
 ) -> jax.Array:
   """What the UNet should give at x_t; arguments as in `add_noise`."""
-  if config.prediction_type == 'epsilon':
+  if config.prediction_type == "epsilon":
     return noise
-  if config.prediction_type == 'sample':
+  if config.prediction_type == "sample":
     return x0
   signal, sigma = _roots(jnp.asarray(ac)[t], x0.ndim)
   return signal * noise - sigma * x0
@@ -150,9 +150,9 @@ def to_x0_eps(
     (x_0, eps), each like x_t.
   """
   signal, sigma = _roots(ac_t, x_t.ndim)
-  if config.prediction_type == 'epsilon':
+  if config.prediction_type == "epsilon":
     return (x_t - sigma * model_out) / signal, model_out
-  if config.prediction_type == 'sample':
+  if config.prediction_type == "sample":
     return model_out, (x_t - signal * model_out) / sigma
   return signal * x_t - sigma * model_out, signal * model_out + sigma * x_t
 
@@ -179,9 +179,9 @@ def snr_weight(
   ac_t = jnp.asarray(ac)[t]
   snr = ac_t / (1 - ac_t)
   weight = jnp.minimum(snr, gamma)
-  if config.prediction_type == 'epsilon':
+  if config.prediction_type == "epsilon":
     return weight / snr
-  if config.prediction_type == 'v_prediction':
+  if config.prediction_type == "v_prediction":
     return weight / (snr + 1)
   return weight
 

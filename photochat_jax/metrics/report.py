@@ -62,15 +62,14 @@ class Bubble:
 
   Attributes:
     mine: whether the turn is the model's side.
-    text: what the data say in this turn.
-    pictures: photos of this turn, the data's and the drawn one side by side.
+    parts: what the data say in this turn, in order: a text, or pictures to
+      stand side by side.
     reply: what the model said here by itself; None where it was not asked.
     marks: verdicts about the reply.
   """
 
   mine: bool
-  text: str
-  pictures: tuple[Picture, ...] = ()
+  parts: tuple[str | tuple[Picture, ...], ...]
   reply: str | None = None
   marks: tuple[Mark, ...] = ()
 
@@ -151,10 +150,10 @@ def render(
 </dl></details>
 <h2>Dialogues</h2>
 <p class="legend">Solid bubbles are the data: the partner on the left, the
-model's side on the right. The dashed bubble under a turn of the model's side
-is what the model said there by itself, given the data up to that turn.
-<span class="mark right">green</span> is right,
-<span class="mark wrong">red</span> is wrong.</p>
+model's side on the right. The dashed bubble under a turn is what the model said
+there by itself, given the data up to that turn.
+<span class="mark right">✓ green</span> is right,
+<span class="mark wrong">✗ red</span> is wrong.</p>
 {talks}
 </main>
 </body>
@@ -199,11 +198,12 @@ def _picture(picture: Picture) -> str:
 
 def _bubble(bubble: Bubble) -> str:
   parts = []
-  if bubble.text:
-    parts.append(f'<p class="said">{_text(bubble.text)}</p>')
-  if bubble.pictures:
-    pictures = "".join(_picture(picture) for picture in bubble.pictures)
-    parts.append(f'<div class="pictures">{pictures}</div>')
+  for part in bubble.parts:
+    if isinstance(part, str):
+      parts.append(f'<p class="said">{_text(part)}</p>')
+    else:
+      pictures = "".join(_picture(picture) for picture in part)
+      parts.append(f'<div class="pictures">{pictures}</div>')
   if bubble.reply is not None or bubble.marks:
     marks = " ".join(_mark(mark) for mark in bubble.marks)
     parts.append(f'<p class="reply">{_text(bubble.reply or "")} {marks}</p>')

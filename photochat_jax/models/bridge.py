@@ -142,8 +142,8 @@ class BridgeConfig:
     draw: 'gold', 'argmax' or 'gumbel'.
     matrix: 'none', 'static', 'all_pairs' or 'aligned'.
     estimator: 'straight_through'.
-    tau: temperature of the softmax in the backward pass; a schedule's value is
-      handed to `cross` instead.
+    tau: temperature of the softmax in the backward pass, or a schedule
+      ((step, value), ...) whose value is handed to `cross`.
     max_tokens: n, the caption positions, a static size.
     retokenise: 'callback' or 'two_pass': where the drawn tokens of `argmax`
       and `gumbel` become CLIP's.
@@ -152,7 +152,7 @@ class BridgeConfig:
   draw: str = 'gold'
   matrix: str = 'aligned'
   estimator: str = 'straight_through'
-  tau: float = 1.0
+  tau: float | tuple = 1.0
   max_tokens: int = 96
   retokenise: str = 'callback'
 
@@ -163,9 +163,10 @@ class BridgeConfig:
           f'bridge.{field} is {getattr(self, field)!r}; use one of '
           f'{", ".join(choices)}.'
         )
-    if not (math.isfinite(self.tau) and self.tau > 0):
+    points = self.tau if isinstance(self.tau, tuple) else ((0, self.tau),)
+    if not all(math.isfinite(tau) and tau > 0 for _, tau in points):
       raise ValueError(
-        f'bridge.tau is {self.tau}; use a positive temperature.'
+        f'bridge.tau is {self.tau}; use positive temperatures.'
       )
     if self.max_tokens < 1:
       raise ValueError(

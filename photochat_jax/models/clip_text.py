@@ -11,15 +11,15 @@ Letters: B captions, m text positions, D hidden width, H heads.
 import dataclasses
 import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from photochat_jax.ops.attention import attention
 
 _ACTIVATIONS = {
-  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
-  'gelu': functools.partial(nn.gelu, approximate=False),
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+  "gelu": functools.partial(nn.gelu, approximate=False),
 }
 
 
@@ -33,9 +33,9 @@ class CLIPTextConfig:
   num_hidden_layers: int = 12
   num_attention_heads: int = 12
   max_position_embeddings: int = 77
-  hidden_act: str = 'quick_gelu'
+  hidden_act: str = "quick_gelu"
   layer_norm_eps: float = 1e-5
-  dtype: str = 'float32'
+  dtype: str = "float32"
   remat: bool = False
   bos_token_id: int = 49406
   eos_token_id: int = 49407
@@ -44,17 +44,17 @@ class CLIPTextConfig:
   def __post_init__(self):
     if self.hidden_act not in _ACTIVATIONS:
       raise ValueError(
-        f'hidden_act is {self.hidden_act!r}; choose one of '
-        f'{sorted(_ACTIVATIONS)}.'
+        f"hidden_act is {self.hidden_act!r}; choose one of "
+        f"{sorted(_ACTIVATIONS)}."
       )
     if self.hidden_size % self.num_attention_heads:
       raise ValueError(
-        f'hidden_size {self.hidden_size} must be a multiple of '
-        f'num_attention_heads {self.num_attention_heads}.'
+        f"hidden_size {self.hidden_size} must be a multiple of "
+        f"num_attention_heads {self.num_attention_heads}."
       )
 
   @classmethod
-  def tiny(cls, **overrides) -> 'CLIPTextConfig':
+  def tiny(cls, **overrides) -> "CLIPTextConfig":
     """A toy of two layers, for CPUs and tests."""
     numbers = dict(
       vocab_size=768,
@@ -70,19 +70,19 @@ class CLIPTextConfig:
     return cls(**(numbers | overrides))
 
   @classmethod
-  def sd15(cls, **overrides) -> 'CLIPTextConfig':
+  def sd15(cls, **overrides) -> "CLIPTextConfig":
     """CLIP ViT-L/14's text tower, as Stable Diffusion 1.x uses it."""
     return cls(**overrides)
 
   @classmethod
-  def sd21(cls, **overrides) -> 'CLIPTextConfig':
+  def sd21(cls, **overrides) -> "CLIPTextConfig":
     """OpenCLIP ViT-H's text tower, last layer dropped: Stable Diffusion 2.x."""
     numbers = dict(
       hidden_size=1024,
       intermediate_size=4096,
       num_hidden_layers=23,
       num_attention_heads=16,
-      hidden_act='gelu',
+      hidden_act="gelu",
       pad_token_id=0,
     )
     return cls(**(numbers | overrides))
@@ -104,10 +104,10 @@ class Attention(nn.Module):
       return x.reshape(*x.shape[:-1], *heads)
 
     out = attention(
-      project('q_proj'), project('k_proj'), project('v_proj'), is_causal=True
+      project("q_proj"), project("k_proj"), project("v_proj"), is_causal=True
     )
     out = out.reshape(hidden.shape)
-    return _dense(c, c.hidden_size, c.hidden_size**-0.5, 'out_proj')(out)
+    return _dense(c, c.hidden_size, c.hidden_size**-0.5, "out_proj")(out)
 
 
 class MLP(nn.Module):
@@ -119,11 +119,11 @@ class MLP(nn.Module):
   def __call__(self, hidden: jax.Array) -> jax.Array:
     c = self.config
     in_std = (c.hidden_size * 2 * c.num_hidden_layers) ** -0.5
-    hidden = _dense(c, c.intermediate_size, (2 * c.hidden_size) ** -0.5, 'fc1')(
+    hidden = _dense(c, c.intermediate_size, (2 * c.hidden_size) ** -0.5, "fc1")(
       hidden
     )
     hidden = _ACTIVATIONS[c.hidden_act](hidden)
-    return _dense(c, c.hidden_size, in_std, 'fc2')(hidden)
+    return _dense(c, c.hidden_size, in_std, "fc2")(hidden)
 
 
 class Layer(nn.Module):
@@ -134,10 +134,10 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, hidden: jax.Array) -> tuple[jax.Array, None]:
     c = self.config
-    normed = _layer_norm(c, 'layer_norm1')(hidden)
-    hidden = hidden + Attention(c, name='self_attn')(normed)
-    normed = _layer_norm(c, 'layer_norm2')(hidden)
-    return hidden + MLP(c, name='mlp')(normed), None
+    normed = _layer_norm(c, "layer_norm1")(hidden)
+    hidden = hidden + Attention(c, name="self_attn")(normed)
+    normed = _layer_norm(c, "layer_norm2")(hidden)
+    return hidden + MLP(c, name="mlp")(normed), None
 
 
 class CLIPText(nn.Module):
@@ -158,8 +158,8 @@ class CLIPText(nn.Module):
     layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
     self.layers = nn.scan(
       layer,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
       length=c.num_hidden_layers,
     )(c)
     self.final_layer_norm = _layer_norm(c)
@@ -184,8 +184,8 @@ class CLIPText(nn.Module):
     length = inputs_embeds.shape[-2]
     if length > c.max_position_embeddings:
       raise ValueError(
-        f'The caption has {length} positions but the text encoder only '
-        f'{c.max_position_embeddings}; cut it to max_position_embeddings.'
+        f"The caption has {length} positions but the text encoder only "
+        f"{c.max_position_embeddings}; cut it to max_position_embeddings."
       )
     if self.is_initializing():
       # The table is read by `embed` alone: touch it, so that one init of the

@@ -11,9 +11,9 @@ import dataclasses
 import functools
 import math
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from photochat_jax.models import unet_blocks
 
@@ -57,23 +57,25 @@ class UNetConfig:
   flip_sin_to_cos: bool = True
   freq_shift: int = 0
   transformer_layers_per_block: int = 1
-  dtype: str = 'float32'
+  dtype: str = "float32"
   remat: bool = False
 
   def __post_init__(self):
     blocks = len(self.block_out_channels)
     if not len(self.attention) == len(self.heads) == blocks:
       raise ValueError(
-        f'attention and num_attention_heads must have one entry for each of '
-        f'the {blocks} block_out_channels; got {self.attention} and '
-        f'{self.num_attention_heads}.'
+        f"attention and num_attention_heads must have one entry for each of "
+        f"the {blocks} block_out_channels; got {self.attention} and "
+        f"{self.num_attention_heads}."
       )
-    for channels, heads in zip(self.block_out_channels, self.heads):
+    for channels, heads in zip(
+      self.block_out_channels, self.heads, strict=True
+    ):
       if channels % self.norm_num_groups or channels % heads:
         raise ValueError(
-          f'block_out_channels {channels} must be a multiple of '
-          f'norm_num_groups {self.norm_num_groups} and of its '
-          f'{heads} attention heads.'
+          f"block_out_channels {channels} must be a multiple of "
+          f"norm_num_groups {self.norm_num_groups} and of its "
+          f"{heads} attention heads."
         )
 
   @property
@@ -84,7 +86,7 @@ class UNetConfig:
     return tuple(self.num_attention_heads)
 
   @classmethod
-  def tiny(cls, **overrides) -> 'UNetConfig':
+  def tiny(cls, **overrides) -> "UNetConfig":
     """A toy of two resolutions, for CPUs and tests."""
     numbers = dict(
       sample_size=8,
@@ -98,12 +100,12 @@ class UNetConfig:
     return cls(**(numbers | overrides))
 
   @classmethod
-  def sd15(cls, **overrides) -> 'UNetConfig':
+  def sd15(cls, **overrides) -> "UNetConfig":
     """Stable Diffusion 1.5."""
     return cls(**overrides)
 
   @classmethod
-  def sd21(cls, **overrides) -> 'UNetConfig':
+  def sd21(cls, **overrides) -> "UNetConfig":
     """Stable Diffusion 2.1-base (512 px; pass sample_size=96 for 768 px)."""
     numbers = dict(
       num_attention_heads=(5, 10, 20, 20),
@@ -143,8 +145,10 @@ class TimeEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(unet_blocks.Dense, self.features, dtype=self.dtype)
-    return dense(name='linear_2')(nn.silu(dense(name='linear_1')(x)))
+    dense = functools.partial(
+      unet_blocks.Dense, self.features, dtype=self.dtype
+    )
+    return dense(name="linear_2")(nn.silu(dense(name="linear_1")(x)))
 
 
 class _Stage(nn.Module):
@@ -161,7 +165,7 @@ class _Stage(nn.Module):
       c.norm_num_groups,
       1e-5,
       jnp.dtype(c.dtype),
-      name=f'resnets_{number}',
+      name=f"resnets_{number}",
     )
 
   def transformer(self, number: int) -> nn.Module:
@@ -172,7 +176,7 @@ class _Stage(nn.Module):
       c.transformer_layers_per_block,
       c.norm_num_groups,
       jnp.dtype(c.dtype),
-      name=f'attentions_{number}',
+      name=f"attentions_{number}",
     )
 
   @property
@@ -195,7 +199,7 @@ class DownBlock(_Stage):
       skips.append(x)
     if self.level < len(c.block_out_channels) - 1:
       x = unet_blocks.Downsample(
-        self.channels, dtype=jnp.dtype(c.dtype), name='downsamplers_0'
+        self.channels, dtype=jnp.dtype(c.dtype), name="downsamplers_0"
       )(x)
       skips.append(x)
     return x, skips
@@ -225,7 +229,7 @@ class UpBlock(_Stage):
         x = self.transformer(i)(x, context)
     if self.level > 0:
       x = unet_blocks.Upsample(
-        self.channels, jnp.dtype(c.dtype), name='upsamplers_0'
+        self.channels, jnp.dtype(c.dtype), name="upsamplers_0"
       )(x, size)
     return x
 
@@ -258,34 +262,34 @@ class UNet(nn.Module):
       timesteps, c.block_out_channels[0], c.flip_sin_to_cos, c.freq_shift
     )
     time = TimeEmbedding(
-      4 * c.block_out_channels[0], dtype, name='time_embedding'
+      4 * c.block_out_channels[0], dtype, name="time_embedding"
     )(time.astype(dtype))
     time = nn.silu(time)
 
-    x = unet_blocks.Conv(c.block_out_channels[0], dtype=dtype, name='conv_in')(
+    x = unet_blocks.Conv(c.block_out_channels[0], dtype=dtype, name="conv_in")(
       latents
     )
     skips = [x]
     for level in levels:
-      x, more = DownBlock(c, level, name=f'down_blocks_{level}')(
+      x, more = DownBlock(c, level, name=f"down_blocks_{level}")(
         x, time, context
       )
       skips += more
-    x = MidBlock(c, levels[-1], name='mid_block')(x, time, context)
+    x = MidBlock(c, levels[-1], name="mid_block")(x, time, context)
     for number, level in enumerate(reversed(levels)):
       # Odd sizes were rounded up on the way down: the skip below the ones
       # this block consumes has the size to come back to.
       own = c.layers_per_block + 1
       size = skips[-own - 1].shape[1:3] if level else None
-      x = UpBlock(c, level, name=f'up_blocks_{number}')(
+      x = UpBlock(c, level, name=f"up_blocks_{number}")(
         x, time, context, skips, size
       )
     x = unet_blocks.GroupNorm(
-      c.norm_num_groups, 1e-5, dtype, name='conv_norm_out'
+      c.norm_num_groups, 1e-5, dtype, name="conv_norm_out"
     )(x)
     return unet_blocks.Conv(
       c.out_channels,
       dtype=dtype,
       kernel_init=unet_blocks.BRANCH_INIT,
-      name='conv_out',
+      name="conv_out",
     )(nn.silu(x))

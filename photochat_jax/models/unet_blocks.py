@@ -9,18 +9,18 @@ positions, H heads.
 
 import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from photochat_jax.ops.attention import attention
 
 # Uniform, as torch's own: half the time that normal draws take to compile.
-_KERNEL_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform')
+_KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 # Residual branches start small, so that a new network begins near the
 # identity, as in Stable Diffusion's zero-initialised ones; but not at zero,
 # so that the very first gradient already reaches the context.
-BRANCH_INIT = nn.initializers.variance_scaling(1e-2, 'fan_in', 'uniform')
+BRANCH_INIT = nn.initializers.variance_scaling(1e-2, "fan_in", "uniform")
 
 Dense = functools.partial(nn.Dense, kernel_init=_KERNEL_INIT)
 
@@ -47,8 +47,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    kernel = self.param("kernel", self.kernel_init, shape)
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
     x = x.astype(self.dtype)
     kernel = kernel.astype(self.dtype)
     out = jax.lax.conv_general_dilated(
@@ -56,7 +56,7 @@ class Conv(nn.Module):
       kernel,
       (self.stride, self.stride),
       self.padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return out + bias.astype(self.dtype)
 
@@ -79,8 +79,8 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
-    scale = self.param('scale', nn.initializers.ones, (channels,))
-    bias = self.param('bias', nn.initializers.zeros, (channels,))
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
     # Pixels are averaged before the channels of a group: the long reduction
     # then keeps channels innermost, which halves the time on CPUs.
     pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
@@ -112,23 +112,21 @@ class ResnetBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: jax.Array, time: jax.Array | None = None
-  ) -> jax.Array:
+  def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
     """x [B, h, w, C], time [B, T] (already activated) or None."""
     norm = functools.partial(
       GroupNorm, self.num_groups, self.epsilon, self.dtype
     )
     conv = functools.partial(Conv, self.features, dtype=self.dtype)
-    hidden = nn.silu(norm(name='norm1')(x))
-    hidden = conv(name='conv1')(hidden)
+    hidden = nn.silu(norm(name="norm1")(x))
+    hidden = conv(name="conv1")(hidden)
     if time is not None:
-      dense = Dense(self.features, dtype=self.dtype, name='time_emb_proj')
+      dense = Dense(self.features, dtype=self.dtype, name="time_emb_proj")
       hidden = hidden + dense(time)[:, None, None, :]
-    hidden = nn.silu(norm(name='norm2')(hidden))
-    hidden = conv(kernel_init=BRANCH_INIT, name='conv2')(hidden)
+    hidden = nn.silu(norm(name="norm2")(hidden))
+    hidden = conv(kernel_init=BRANCH_INIT, name="conv2")(hidden)
     if x.shape[-1] != self.features:
-      x = Dense(self.features, dtype=self.dtype, name='conv_shortcut')(x)
+      x = Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
     return x + hidden
 
 
@@ -152,7 +150,7 @@ class Downsample(nn.Module):
       stride=2,
       padding=(self.padding, self.padding),
       dtype=self.dtype,
-      name='conv',
+      name="conv",
     )(x)
 
 
@@ -181,7 +179,7 @@ class Upsample(nn.Module):
     x = x.reshape(b, 2 * h, 2 * w, c)
     if size is not None:
       x = x[:, : size[0], : size[1]]
-    return Conv(self.features, dtype=self.dtype, name='conv')(x)
+    return Conv(self.features, dtype=self.dtype, name="conv")(x)
 
 
 class Attention(nn.Module):
@@ -206,7 +204,7 @@ class Attention(nn.Module):
     """x [B, T, C] attends to context [B, S, D], or to itself."""
     channels = x.shape[-1]
     if self.num_groups is not None:
-      x = GroupNorm(self.num_groups, 1e-6, self.dtype, name='group_norm')(x)
+      x = GroupNorm(self.num_groups, 1e-6, self.dtype, name="group_norm")(x)
     context = x if context is None else context
 
     def project(name, source):
@@ -216,10 +214,10 @@ class Attention(nn.Module):
       return out.reshape(*out.shape[:-1], self.num_heads, -1)
 
     out = attention(
-      project('to_q', x), project('to_k', context), project('to_v', context)
+      project("to_q", x), project("to_k", context), project("to_v", context)
     )
     out = out.reshape(x.shape)
-    return Dense(channels, dtype=self.dtype, name='to_out_0')(out)
+    return Dense(channels, dtype=self.dtype, name="to_out_0")(out)
 
 
 class GEGLU(nn.Module):
@@ -235,7 +233,7 @@ class GEGLU(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = Dense(2 * self.features, dtype=self.dtype, name='proj')(x)
+    x = Dense(2 * self.features, dtype=self.dtype, name="proj")(x)
     hidden, gate = jnp.split(x, 2, axis=-1)
     return hidden * nn.gelu(gate, approximate=False)
 
@@ -252,8 +250,8 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
-    hidden = GEGLU(4 * channels, self.dtype, name='net_0')(x)
-    return Dense(channels, dtype=self.dtype, name='net_2')(hidden)
+    hidden = GEGLU(4 * channels, self.dtype, name="net_0")(x)
+    return Dense(channels, dtype=self.dtype, name="net_2")(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -271,9 +269,9 @@ class TransformerBlock(nn.Module):
   def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
     norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
     attend = functools.partial(Attention, self.num_heads, dtype=self.dtype)
-    x = x + attend(name='attn1')(norm(name='norm1')(x))
-    x = x + attend(name='attn2')(norm(name='norm2')(x), context)
-    return x + FeedForward(self.dtype, name='ff')(norm(name='norm3')(x))
+    x = x + attend(name="attn1")(norm(name="norm1")(x))
+    x = x + attend(name="attn2")(norm(name="norm2")(x), context)
+    return x + FeedForward(self.dtype, name="ff")(norm(name="norm3")(x))
 
 
 class Transformer(nn.Module):
@@ -297,15 +295,15 @@ class Transformer(nn.Module):
     channels = x.shape[-1]
     # A 1x1 convolution is a Dense: one form serves both of diffusers'
     # (`use_linear_projection` only says how a checkpoint stores the kernel).
-    hidden = GroupNorm(self.num_groups, 1e-6, self.dtype, name='norm')(x)
+    hidden = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x)
     hidden = hidden.reshape(x.shape[0], -1, channels)
-    hidden = Dense(channels, dtype=self.dtype, name='proj_in')(hidden)
+    hidden = Dense(channels, dtype=self.dtype, name="proj_in")(hidden)
     for i in range(self.num_layers):
       block = TransformerBlock(
-        self.num_heads, self.dtype, name=f'transformer_blocks_{i}'
+        self.num_heads, self.dtype, name=f"transformer_blocks_{i}"
       )
       hidden = block(hidden, context)
     hidden = Dense(
-      channels, dtype=self.dtype, kernel_init=BRANCH_INIT, name='proj_out'
+      channels, dtype=self.dtype, kernel_init=BRANCH_INIT, name="proj_out"
     )(hidden)
     return x + hidden.reshape(x.shape)

@@ -8,9 +8,9 @@ latents', C latent channels.
 
 import dataclasses
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from photochat_jax.models import unet_blocks
 
@@ -40,15 +40,15 @@ class VAEConfig:
   layers_per_block: int = 2
   norm_num_groups: int = 32
   scaling_factor: float = 0.18215
-  dtype: str = 'float32'
+  dtype: str = "float32"
   remat: bool = False
 
   def __post_init__(self):
     for channels in self.block_out_channels:
       if channels % self.norm_num_groups:
         raise ValueError(
-          f'block_out_channels {channels} must be a multiple of '
-          f'norm_num_groups {self.norm_num_groups}.'
+          f"block_out_channels {channels} must be a multiple of "
+          f"norm_num_groups {self.norm_num_groups}."
         )
 
   @property
@@ -57,7 +57,7 @@ class VAEConfig:
     return 2 ** (len(self.block_out_channels) - 1)
 
   @classmethod
-  def tiny(cls, **overrides) -> 'VAEConfig':
+  def tiny(cls, **overrides) -> "VAEConfig":
     """A toy that shrinks photos by four, for CPUs and tests."""
     numbers = dict(
       block_out_channels=(16, 32, 64),
@@ -67,7 +67,7 @@ class VAEConfig:
     return cls(**(numbers | overrides))
 
   @classmethod
-  def sd15(cls, **overrides) -> 'VAEConfig':
+  def sd15(cls, **overrides) -> "VAEConfig":
     """Stable Diffusion 1.x's and 2.x's autoencoder: one architecture."""
     return cls(**overrides)
 
@@ -98,16 +98,16 @@ class Resnets(_Half):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i in range(self.layers):
-      x = _resnet(self.config, self.channels, f'resnets_{i}')(x)
-    if self.change == 'down':
+      x = _resnet(self.config, self.channels, f"resnets_{i}")(x)
+    if self.change == "down":
       # Zeros only after the last row and column, unlike the UNet.
       x = unet_blocks.Downsample(
-        self.channels, (0, 1), self.dtype, name='downsamplers_0'
+        self.channels, (0, 1), self.dtype, name="downsamplers_0"
       )(x)
-    elif self.change == 'up':
-      x = unet_blocks.Upsample(
-        self.channels, self.dtype, name='upsamplers_0'
-      )(x)
+    elif self.change == "up":
+      x = unet_blocks.Upsample(self.channels, self.dtype, name="upsamplers_0")(
+        x
+      )
     return x
 
 
@@ -117,17 +117,17 @@ class MidBlock(_Half):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     c = self.config
-    x = _resnet(c, x.shape[-1], 'resnets_0')(x)
+    x = _resnet(c, x.shape[-1], "resnets_0")(x)
     pixels = x.reshape(x.shape[0], -1, x.shape[-1])
     attended = unet_blocks.Attention(
       num_heads=1,
       use_bias=True,
       num_groups=c.norm_num_groups,
       dtype=self.dtype,
-      name='attentions_0',
+      name="attentions_0",
     )(pixels)
     x = x + attended.reshape(x.shape)
-    return _resnet(c, x.shape[-1], 'resnets_1')(x)
+    return _resnet(c, x.shape[-1], "resnets_1")(x)
 
 
 class Encoder(_Half):
@@ -137,13 +137,13 @@ class Encoder(_Half):
   def __call__(self, x: jax.Array) -> jax.Array:
     c = self.config
     channels = c.block_out_channels
-    x = unet_blocks.Conv(channels[0], dtype=self.dtype, name='conv_in')(x)
+    x = unet_blocks.Conv(channels[0], dtype=self.dtype, name="conv_in")(x)
     for i, width in enumerate(channels):
-      change = 'down' if i < len(channels) - 1 else ''
+      change = "down" if i < len(channels) - 1 else ""
       x = Resnets(
-        c, width, c.layers_per_block, change, name=f'down_blocks_{i}'
+        c, width, c.layers_per_block, change, name=f"down_blocks_{i}"
       )(x)
-    x = MidBlock(c, name='mid_block')(x)
+    x = MidBlock(c, name="mid_block")(x)
     return _head(c, 2 * c.latent_channels, x)
 
 
@@ -154,12 +154,12 @@ class Decoder(_Half):
   def __call__(self, z: jax.Array) -> jax.Array:
     c = self.config
     channels = c.block_out_channels[::-1]
-    x = unet_blocks.Conv(channels[0], dtype=self.dtype, name='conv_in')(z)
-    x = MidBlock(c, name='mid_block')(x)
+    x = unet_blocks.Conv(channels[0], dtype=self.dtype, name="conv_in")(z)
+    x = MidBlock(c, name="mid_block")(x)
     for i, width in enumerate(channels):
-      change = 'up' if i < len(channels) - 1 else ''
+      change = "up" if i < len(channels) - 1 else ""
       x = Resnets(
-        c, width, c.layers_per_block + 1, change, name=f'up_blocks_{i}'
+        c, width, c.layers_per_block + 1, change, name=f"up_blocks_{i}"
       )(x)
     return _head(c, c.out_channels, x)
 
@@ -192,8 +192,8 @@ class VAE(nn.Module):
     factor = self.config.factor
     if x.shape[1] % factor or x.shape[2] % factor:
       raise ValueError(
-        f'Photos of {x.shape[1]}x{x.shape[2]} cannot be encoded: resize them '
-        f'to multiples of {factor}.'
+        f"Photos of {x.shape[1]}x{x.shape[2]} cannot be encoded: resize them "
+        f"to multiples of {factor}."
       )
     moments = self.quant_conv(self.encoder(x))
     mean, logvar = jnp.split(moments, 2, axis=-1)
@@ -223,6 +223,6 @@ def _resnet(config, channels, name):
 def _head(config, features, x):
   dtype = jnp.dtype(config.dtype)
   x = unet_blocks.GroupNorm(
-    config.norm_num_groups, 1e-6, dtype, name='conv_norm_out'
+    config.norm_num_groups, 1e-6, dtype, name="conv_norm_out"
   )(x)
-  return unet_blocks.Conv(features, dtype=dtype, name='conv_out')(nn.silu(x))
+  return unet_blocks.Conv(features, dtype=dtype, name="conv_out")(nn.silu(x))

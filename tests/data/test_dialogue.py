@@ -86,6 +86,20 @@ def test_the_other_side_of_the_same_dialogue():
   ]
 
 
+def test_loss_on_all_text_spares_only_the_first_token_and_photos():
+  tokenizer = Words("[INST] [/INST] hi dog bye")
+  turns = [Turn(7, "hi", CAT), Turn(8, "dog"), Turn(7, "bye")]
+  spec = dataclasses.replace(SPEC, text_on="all")
+  example = dialogue.encode_example(turns, 8, tokenizer, spec)
+  assert laid_out(example) == [
+    [BOS, 10, 12, PAD, PAD, 11, 13, EOS, BOS, 10, 14, 11],
+    [-1, -1, -1, 0, 1, -1, -1, -1, -1, -1, -1, -1],
+    [0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1],
+  ]
+  with pytest.raises(ValueError, match="text_on"):
+    dataclasses.replace(SPEC, text_on="nobody")
+
+
 def test_bare_template_merges_turns_and_drops_the_end_of_the_other_side():
   tokenizer = Words("be kind a b c d")
   spec = dataclasses.replace(BARE, system_prompt=" be kind ")

@@ -19,6 +19,7 @@ M = 20  # CLIP slots.
 LLM_MERGES = [
   ('▁', 'a'), ('a', 't'), ('▁', 'c'), ('▁', 'd'), ('▁d', 'o'), ('o', 'g'),
   ('▁', 'C'), ('A', 'T'), ('▁', '日'), ('▁', '▁'), ('i', 'n'), ('▁', 'b'),
+  ('g', ','), ('e', '▁'),
 ]
 # Those of CLIP are spelled in its letters for bytes: 'ðŁĺ' is F0 9F 98.
 CLIP_MERGES = [
@@ -119,6 +120,11 @@ CASES = {
   'growing': (  # U+0130 in lower case is i and U+0307.
     'İ', [b' ', b'\xc4', b'\xb0'], [b'i', b'\xcc', b'\x87'],
     {(p, t): HALF for p in range(3) for t in (1, 2)},
+  ),
+  'reordered': (  # NFC swaps the marks: the five bytes answer as one.
+    'e\u0301\u0323', [b' ', b'e', b'\xcc', b'\x81', b'\xcc', b'\xa3'],
+    [b'\xe1', b'\xba', b'\xb9', b'\xcc', b'\x81'],
+    {(p, t): 1 / 5 for p in range(5) for t in range(1, 6)},
   ),
   'contraction': (
     "don't", [b' do', b'n', b"'", b't'], [b'do', b'n', b"'t"],
@@ -293,6 +299,10 @@ def test_vocabulary_map_worked_out_by_hand(llm, clip, clip_oracle):
   assert rows(b' \xe6\x97\xa5') == [
     {ids['æĹ¥']: 1}, {ids['æĹ']: 0.5, ids['¥</w>']: 0.5}, {ids['æĹ¥']: 1},
   ]
+  # Only the last of a token's words can go on, and none through a space.
+  comma = {ids['g</w>']: 0.5, ids[',</w>']: 0.5}
+  assert rows(b'g,') == [{}, comma, {ids['g</w>']: 0.5, ids[',']: 0.5}]
+  assert rows(b'e ') == [{}, {ids['e</w>']: 1}, {ids['e</w>']: 1}]
   assert rows(b'  ') == [{}, {}, {}]
   np.testing.assert_array_equal(
     maps['specials'], [ids['<|startoftext|>'], ids['<|endoftext|>'], 0]

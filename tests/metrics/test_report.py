@@ -7,8 +7,8 @@ import math
 import re
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from photochat_jax.metrics import report
 
@@ -58,10 +58,10 @@ def page():
   )
   missing = report.Picture("drawn", None)
   bubbles = (
-    report.Bubble(False, "show me </p><script>alert(1)</script>"),
-    report.Bubble(True, "", (gold, drawn), reply="here"),
+    report.Bubble(False, ("show me </p><script>alert(1)</script>",)),
+    report.Bubble(True, ("one", (gold, drawn), "two"), reply="here"),
     report.Bubble(
-      True, "ok", (gold, missing), reply="", marks=(report.Mark("no", False),)
+      True, ((gold, missing),), reply="", marks=(report.Mark("no", False),)
     ),
   )
   return report.render(
@@ -103,8 +103,15 @@ def test_text_of_the_data_and_of_the_model_is_escaped(page):
   assert "a <b>square</b>" in text
 
 
+def test_a_turn_keeps_its_order(page):
+  turn = page[page.index(">one<") :]
+  assert turn.index("a red circle") < turn.index("square") < turn.index("two")
+  assert turn.index("two") < turn.index("here")
+
+
 def test_right_is_green_wrong_is_red_and_both_have_a_sign(page):
   marks = re.findall(r'<span class="mark (\w+)">([^<]*)</span>', page)
+  marks = marks[2:]  # Less the legend's.
   assert ("wrong", "✗ shape square") in marks
   assert ("right", "✓ place left") in marks
   assert ("plain", "shape circle") in marks

@@ -1,0 +1,93 @@
+"""The report's dialogues: what is shown where, and what is right or wrong."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from photochat_jax import assess, generate, showcase
+from photochat_jax.data.dialogue import merge_turns
+from photochat_jax.data.photochat import Dialogue, Photo, Turn
+from photochat_jax.metrics.report import Mark
+
+SCENE = {"shape": "ball", "colour": "red"}
+
+
+def reply(text, caption=None):
+  return generate.Reply((), text, caption, caption is None)
+
+
+@pytest.fixture
+def gold(tmp_path):
+  path = tmp_path / "gold.png"
+  Image.new("RGB", (6, 4), (0, 0, 255)).save(path)
+  return Photo("p", "labels", "a nice ball", path)
+
+
+def found_of(turns, replies, answers=()):
+  """`Found` with a reply for each merged turn of user 0."""
+  facts = {"photos": {"p": {"attributes": SCENE}}}
+  dialogue = Dialogue("12", "test", tuple(turns), facts)
+  spoken = [s for s in merge_turns(turns) if s.speaker == 0]
+  entries = [
+    assess.ModelTurn(0, s, assess._first_photo(s), *r)
+    for s, r in zip(spoken, replies, strict=True)
+  ]
+  return assess.Found({}, {}, {}, {}, [dialogue], entries, list(answers))
+
+
+def test_gold_and_drawn_photo_stand_side_by_side(gold):
+  drawn = np.full((8, 8, 3), 9, np.uint8)
+  seen = {"shape": "ball", "colour": "blue"}
+  turns = [Turn(1, "hi"), Turn(0, "look"), Turn(0, "", gold), Turn(0, "nice?")]
+  found = found_of(turns, [(reply("see", "a ball"), drawn, SCENE, seen)])
+  theirs, mine = showcase.example(found, 0, 8).bubbles
+  assert not theirs.mine and theirs.parts == ("hi",) and theirs.reply is None
+  assert mine.mine and mine.reply == "see"
+  assert mine.marks == (Mark("shares a photo", True),)
+  before, (left, right), after = mine.parts
+  assert (before, after) == ("look", "nice?")
+  assert left.caption == "a nice ball"
+  assert left.marks == (Mark("ball"), Mark("red"))
+  np.testing.assert_array_equal(left.pixels, np.full((8, 8, 3), (0, 0, 255)))
+  assert right.caption == "a ball"
+  assert right.marks == (Mark("ball", True), Mark("blue", False))
+  np.testing.assert_array_equal(right.pixels, drawn)
+
+
+def test_a_photo_not_shared_is_an_empty_frame(gold):
+  found = found_of([Turn(1, "hi"), Turn(0, "", gold)], [(reply("no"),)])
+  _, mine = showcase.example(found, 0, 8).bubbles
+  ((_, right),) = mine.parts
+  assert right.pixels is None and right.marks == ()
+  assert mine.marks == (Mark("shares no photo", False),)
+
+
+def test_a_photo_nobody_asked_for_is_wrong():
+  found = found_of([Turn(1, "hi"), Turn(0, "yes")], [(reply("so", "a cat"),)])
+  _, mine = showcase.example(found, 0, 8).bubbles
+  assert mine.reply == "so [a cat]"
+  assert mine.marks == (Mark("shares a photo", False),)
+
+
+def test_plain_turns_have_no_verdict():
+  found = found_of([Turn(1, "hi"), Turn(0, "yes")], [(reply("so"),)])
+  _, mine = showcase.example(found, 0, 8).bubbles
+  assert mine.reply == "so" and mine.marks == ()
+
+
+def test_answers_of_either_side_are_marked():
+  turns = [Turn(0, "what colour?"), Turn(1, "it is mint")]
+  answer = assess.Answer(0, 1, "wall", "mint", "it is pink")
+  found = found_of(turns, [(reply("what"),)], [answer])
+  _, theirs = showcase.example(found, 0, 8).bubbles
+  assert not theirs.mine and theirs.reply == "it is pink"
+  assert theirs.marks == (Mark("wall: mint", False),)
+
+
+def test_a_missing_file_is_an_empty_frame():
+  photo = Photo("elsewhere", "Cat, Tree", None, None)
+  found = found_of([Turn(1, "", photo), Turn(0, "oh")], [(reply("oh"),)])
+  theirs, _ = showcase.example(found, 0, 8).bubbles
+  (((picture,),)) = theirs.parts
+  assert picture.pixels is None
+  assert picture.caption == "Cat, Tree" and picture.marks == ()
