@@ -57,8 +57,8 @@ EXTRAS_REQUIRE = {
     "dill",  # tensorflow_datasets.testing imports it.
     "ruff",  # Style.
     "scikit-image",  # An independent reference for image metrics.
-    # The reference of the parity tests. This version has a CPU build here,
-    # and an open range would fetch gigabytes of CUDA.
+    # The reference of the parity tests: pinned, so that an index of CPU builds
+    # can be chosen for it.
     "torch==2.13.0",
   ],
 }

@@ -41,7 +41,7 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
   data.photos_out = 3
   data.flip = False  # Captions say left and right.
   data.system_prompt = ""
-  data.num_train = 2000
+  data.num_train = 3000
   data.num_dev = 100
   data.num_test = 160
 
@@ -76,10 +76,20 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
     )
   )
   config.bridge.max_tokens = 16
+  if source == "photochat":
+    # Real talk is longer, and its captions are Open Images labels.
+    data.length = 512
+    data.caption_source = "labels"
+    model.text.max_position_embeddings = 77
+    config.bridge.max_tokens = 64
 
   eyes = "(vision_model|qformer|language_projection)/.*"
-  config.optim.learning_rate = 1.5e-3
-  config.optim.lr_multipliers = ((eyes, 0.6), (".*", 1.0))
+  config.optim.learning_rate = 2e-3
+  config.optim.lr_multipliers = (
+    (eyes, 0.45),
+    ("(unet|text_model)/.*", 0.4),
+    (".*", 1.0),
+  )
   config.optim.warmup_steps = 50
   config.optim.final_scale = 0.05
   config.ema.decay = 0.99
@@ -102,11 +112,11 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
       ),
       "generator": section(
         StageConfig(
-          steps=650,
+          steps=900,
           data="captions",
           batch_size=48,
           trainable=("(unet|text_model)/.*",),
-          learning_rate=1e-3,
+          learning_rate=2.5e-3,
           losses=StageLosses(photo=1.0),
         )
       ),
@@ -121,28 +131,34 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
       ),
       "dialogue": section(
         StageConfig(
-          steps=500,
+          steps=650,
           data="dialogues",
           batch_size=8,
           trainable=("language_model/.*", eyes),
-          losses=StageLosses(text=1.0, caption=1.0),
+          losses=StageLosses(text=1.0, caption=2.0),
         )
       ),
       "joint": section(
         StageConfig(
-          steps=250,
+          steps=300,
           data="dialogues",
           batch_size=8,
           trainable=("(language_model|unet)/.*", eyes),
-          learning_rate=5e-4,
-          losses=StageLosses(text=1.0, caption=1.0, photo=5.0),
+          learning_rate=7e-4,
+          losses=StageLosses(text=1.0, caption=1.0, photo=10.0),
         )
       ),
     }
   )
-  config.stage_order = tuple(config.stages)
+  config.stage_order = (
+    "autoencoder",
+    "generator",
+    "perceiver",
+    "dialogue",
+    "joint",
+  )
 
-  config.checkpoint.every_steps = 500
+  config.checkpoint.every_steps = 1000
   config.log.sample_every = 0  # A sheet at the end of each stage only.
   config.log.num_samples = 8
   config.eval.max_dialogues = 160

@@ -158,7 +158,6 @@ class EvalConfig:
   max_new_tokens: int = 64  # Longest turn written.
   sampler_steps: int = 20  # Denoising steps of a photo.
   guidance: float = 3.0  # Classifier-free guidance scale; 1 is none.
-  eta: float = 0.0  # DDIM's noise: 0 deterministic, 1 ancestral.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,8 +80,7 @@ class Generator:
     self.settings = settings
     self._clip_tokenizer = clip_tokenizer
     self._latent_scale = latent_scale
-    parts = {**params, **(ema or {})}
-    self._drawing = {k: parts[k] for k in ("text_model", "unet", "vae")}
+    self._drawing = drawing_parts(params, ema or {})
     self._rules = decoding.Rules.of(llm_tokenizer, spec.caption_tokens)
     self._photos: dict[str, np.ndarray] = {}
 
@@ -201,6 +200,14 @@ class Generator:
       )
       photos.append(np.asarray(drawn)[: len(ids)])
     return np.concatenate(photos)
+
+
+def drawing_parts(
+  params: dict[str, Any], ema: dict[str, Any]
+) -> dict[str, Any]:
+  """The parts that draw, averaged where there is an average."""
+  parts = {**params, **ema}
+  return {part: parts[part] for part in ("text_model", "unet", "vae")}
 
 
 @functools.partial(

@@ -46,6 +46,15 @@ def sheet(photos: np.ndarray, columns: int = 4) -> np.ndarray:
   return grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
 
 
+def parameter_table(params: Mapping[str, Any]) -> str:
+  """Parameters of each part, in millions."""
+  lines = ["Parameters:"]
+  for part, tree in params.items():
+    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    lines.append(f"  {part:20s} {count / 1e6:10.3f} M")
+  return "\n".join(lines)
+
+
 class Progress:
   """Writes a run's metrics as they come."""
 

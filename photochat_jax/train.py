@@ -21,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
-from PIL import Image
 
-from photochat_jax import generate, inputs, losses, optim, sharding, train_step
+from photochat_jax import inputs, optim, samples, sharding, train_step
 from photochat_jax.checkpoints.manager import Checkpoints
 from photochat_jax.config import ConfigError, RunConfig, StageConfig
 from photochat_jax.data import photochat, pipeline, vocabulary
 from photochat_jax.models.photochat import Params, PhotoChat
-from photochat_jax.progress import Progress, sheet
+from photochat_jax.progress import Progress, parameter_table
 from photochat_jax.state import TrainState
 
 # Photos that the scale of the latents is measured on, at most.
@@ -56,6 +55,15 @@ class Leg:
   end: int
 
 
+def has_photos(dialogues: Sequence[photochat.Dialogue]) -> bool:
+  """Whether any photo of the dialogues has a file."""
+  return any(
+    turn.photo is not None and turn.photo.path is not None
+    for dialogue in dialogues
+    for turn in dialogue.turns
+  )
+
+
 def plan_stages(
   run: RunConfig, dialogues: Sequence[photochat.Dialogue]
 ) -> tuple[list[Leg], list[str]]:
@@ -68,15 +76,11 @@ def plan_stages(
   Returns:
     The legs in order, and one line for each stage that is skipped.
   """
-  has_photos = any(
-    turn.photo is not None and turn.photo.path is not None
-    for dialogue in dialogues
-    for turn in dialogue.turns
-  )
+  photos = has_photos(dialogues)
   legs, skipped, start = [], [], 0
   for index, stage in enumerate(run.stages):
     needs_photos = stage.data != "dialogues"
-    if not dialogues or (needs_photos and not has_photos):
+    if not dialogues or (needs_photos and not photos):
       what = "photo files" if needs_photos else "dialogues"
       skipped.append(f"Stage {stage.name} is skipped: there are no {what}.")
     elif stage.steps:
@@ -241,7 +245,7 @@ class _Trainer:
         if step == leg.end:
           break
         if run.log.sample_every and step % run.log.sample_every == 0:
-          self.sample(leg, state, progress)
+          self.sample(stage, state, progress)
         if asked or step % run.checkpoint.every_steps == 0:
           checkpoints.save(step, state, {"stage": stage.name})
         if asked:
@@ -254,7 +258,7 @@ class _Trainer:
       _report(progress, pending, stage.name)
       if stage.losses.autoencoder:
         state = state.replace(latent_scale=self.measure_scale(state))
-      self.sample(leg, state, progress)
+      self.sample(stage, state, progress)
       if following:
         state = begin_stage(run, following, state)
         state = sharding.shard_state(state, self.mesh)
@@ -304,20 +308,16 @@ class _Trainer:
 
   def retokenised(self, retokenise, draw_fn, state, batch):
     """A batch whose captions are those that the model draws."""
-    drawn = draw_fn(state, batch)
+    y = _local(draw_fn(state, batch))
+    mask = _local(batch["caption_mask"])
+    rows, photos, n = mask.shape
+    z, alignment, final = retokenise(y, mask.reshape(-1, n))
     local = {
-      "caption_tokens": _local(drawn),
-      "caption_mask": _local(batch["caption_mask"]),
+      "caption_tokens": y.reshape(rows, photos, n),
+      "clip_tokens": z.reshape(rows, photos, -1),
+      "alignment": alignment.reshape(rows, photos, -1, n),
+      "caption_final": final.reshape(rows, photos, n),
     }
-    n = local["caption_tokens"].shape[-1]
-    found = retokenise(
-      local["caption_tokens"], local["caption_mask"].reshape(-1, n)
-    )
-    names = ("clip_tokens", "alignment", "caption_final")
-    local |= dict(zip(names, found, strict=True))
-    rows = local["caption_mask"].shape[:2]
-    local = {k: v.reshape(*rows, *v.shape[-(v.ndim - 1) :]) if (
-      k != "caption_mask") else v for k, v in local.items()}
     return {**batch, **sharding.shard_batch(local, self.mesh)}
 
   def measure_scale(self, state: TrainState) -> jax.Array:
@@ -335,46 +335,22 @@ class _Trainer:
     logging.info("The latents' scale is %.4f.", scale)
     return jnp.float32(scale)
 
-  def sample(self, leg: Leg, state: TrainState, progress: Progress) -> None:
-    """Photos to look at: each beside what the model makes of it."""
-    count = self.run.log.num_samples
-    if not count or not (leg.stage.losses.autoencoder or leg.stage.losses.photo):
-      return
-    kind = "photos" if leg.stage.losses.autoencoder else "captions"
-    try:
-      batch = self.pipeline(kind, count, "samples").batch(0)
-    except ValueError:  # No photo has a file: there is nothing to set beside.
-      return
-    gold = batch["photos_out"][:, 0]
-    if kind == "photos":
-      made = _reconstruct(self.model, state.params, gold)
-    else:
-      parts = {**state.params, **state.ema}
-      made = generate.draw(
+  def sample(
+    self, stage: StageConfig, state: TrainState, progress: Progress
+  ) -> None:
+    """Writes photos to look at, where there are photos and the stage draws."""
+    kind, count = samples.kind_of(stage), self.run.log.num_samples
+    if kind and count and has_photos(self.dialogues):
+      samples.write(
         self.model,
-        {part: parts[part] for part in ("text_model", "unet", "vae")},
-        batch["clip_tokens"][:, 0],
+        self.run,
+        stage,
+        state,
+        self.pipeline(kind, count, "samples").batch(0),
         self.clip_tokenizer.encode_padded(""),
-        np.arange(count, dtype=np.uint32),
-        state.latent_scale,
-        self.run.eval.sampler_steps,
-        self.run.eval.guidance,
+        self.workdir,
+        progress,
       )
-    step = int(state.step)
-    photos = np.concatenate([gold, np.asarray(made)])
-    progress.photos(step, f"samples/{leg.stage.name}", photos)
-    if jax.process_index() == 0:
-      folder = self.workdir / "samples" / str(step)
-      folder.mkdir(parents=True, exist_ok=True)
-      with (folder / f"{leg.stage.name}.png").open("wb") as file:
-        Image.fromarray(sheet(photos, count)).save(file, "PNG")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(model: PhotoChat, params: Params, photos: jax.Array):
-  from photochat_jax.models.photochat import to_uint8
-
-  return to_uint8(model.decode_photo(params, model.encode_photo(params, photos)[0]))
 
 
 def _local(array: jax.Array) -> np.ndarray:
@@ -431,15 +407,6 @@ def _counts(described: dict[str, Any]) -> str:
     f"{value:.2f} {name}" if isinstance(value, float) else f"{value} {name}"
     for name, value in described.items()
   ).replace("_", " ")
-
-
-def parameter_table(params: Params) -> str:
-  """Parameters of each part, in millions."""
-  lines = ["Parameters:"]
-  for part, tree in params.items():
-    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
-    lines.append(f"  {part:20s} {count / 1e6:10.3f} M")
-  return "\n".join(lines)
 
 
 def _check_vocabularies(run: RunConfig, llm: Any, clip: Any) -> None:

@@ -11,55 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from photochat_jax import losses
-from photochat_jax import optim
-from photochat_jax.config import RunConfig
-from photochat_jax.config import StageConfig
-from photochat_jax.models import bridge as bridge_lib
-from photochat_jax.models.photochat import PhotoChat
-from photochat_jax.models.photochat import to_signed
+from photochat_jax import captions, losses, optim
+from photochat_jax.config import RunConfig, StageConfig
+from photochat_jax.models.photochat import PhotoChat, to_signed
 from photochat_jax.state import TrainState
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
-
-# What each photo's random numbers are for.
-DROPOUT, POSTERIOR, DIFFUSION, GUMBEL = range(4)
-
-# (y int32[X, n], mask bool[X, n]) -> clip_tokens int32[X, m],
-# alignment float32[X, m, n], final bool[X, n]; on the host.
-Retokenise = Callable[
-  [np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]
-]
-
-
-def photo_keys(
-  run: RunConfig, stage_index: int, step: Any, example_id: jax.Array
-) -> jax.Array:
-  """One key for each photo: of (seed, stage, step in stage, example).
-
-  Args:
-    run: the run, for its seed.
-    stage_index: the stage's place in the run.
-    step: step within the stage.
-    example_id: uint32[X].
-
-  Returns:
-    Keys [X], the same on every mesh and wherever a photo stands in a batch.
-  """
-  key = jax.random.fold_in(jax.random.key(run.seed), stage_index)
-  key = jax.random.fold_in(key, step)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(example_id)
-
-
-def _keys_for(keys: jax.Array, purpose: int) -> jax.Array:
-  return jax.vmap(lambda k: jax.random.fold_in(k, purpose))(keys)
-
 
 def flatten_photos(batch: Batch) -> Batch:
   """The batch's photos to draw, [B, Q, ...] -> [B * Q, ...]."""
@@ -155,13 +117,13 @@ def photo_context(
         "final": photos["caption_final"],
       },
       vocabulary_map,
-      _keys_for(keys, GUMBEL) if noisy else None,
+      captions.keys_for(keys, captions.GUMBEL) if noisy else None,
       tau,
     )
   empty = model.embed_caption(params, empty_tokens[None])
   dropped = jax.vmap(
     lambda k: jax.random.bernoulli(k, run.loss.caption_dropout)
-  )(_keys_for(keys, DROPOUT))
+  )(captions.keys_for(keys, captions.DROPOUT))
   embeddings = jnp.where(dropped[:, None, None], empty, embeddings)
   return model.read_caption(params, embeddings)
 
@@ -172,48 +134,8 @@ def sample_latents(
   """Draws from the autoencoder's posterior, [X, h, w, C]."""
   noise = jax.vmap(
     lambda k, x: jax.random.normal(k, x.shape, x.dtype)
-  )(_keys_for(keys, POSTERIOR), mean)
+  )(captions.keys_for(keys, captions.POSTERIOR), mean)
   return mean + jnp.exp(0.5 * logvar) * noise
-
-
-def draw_captions(
-  run: RunConfig, logits: jax.Array, photos: Batch, keys: jax.Array
-) -> jax.Array:
-  """The caption the forward pass carries, int32[X, n] (gold prefix).
-
-  Drawn per position, given the gold caption before it: not a free sample.
-  """
-  y = bridge_lib.draw_tokens(run.bridge, logits, _keys_for(keys, GUMBEL))
-  return jnp.where(photos["caption_mask"], y, photos["caption_tokens"])
-
-
-def retokenise_in_program(
-  retokenise: Retokenise, mesh: Any, y: jax.Array, mask: jax.Array, m: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Calls the tokenizer from the program, each device for its own photos."""
-
-  def call(y, mask):
-    x, n = y.shape
-    shapes = (
-      jax.ShapeDtypeStruct((x, m), jnp.int32),
-      jax.ShapeDtypeStruct((x, m, n), jnp.float32),
-      jax.ShapeDtypeStruct((x, n), jnp.bool_),
-    )
-    return jax.pure_callback(
-      lambda y, mask: retokenise(np.asarray(y), np.asarray(mask)),
-      shapes,
-      y,
-      mask,
-    )
-
-  rows = PartitionSpec(("data", "fsdp"))
-  return jax.shard_map(
-    call,
-    mesh=mesh,
-    in_specs=(rows, rows),
-    out_specs=(rows, rows, rows),
-    check_vma=False,
-  )(y, mask)
 
 
 def loss_terms(
@@ -227,7 +149,7 @@ def loss_terms(
   step: jax.Array,
   empty_tokens: jax.Array,
   vocabulary_map: Any,
-  retokenise: Retokenise | None = None,
+  retokenise: captions.Retokenise | None = None,
   mesh: Any = None,
 ) -> tuple[jax.Array, Metrics]:
   """The stage's weighted loss and what it is made of.
@@ -294,8 +216,8 @@ def loss_terms(
     if hidden is not None:
       logits = caption_logits(model, params, hidden, batch["caption_index"])
       if retokenise is not None:
-        y = draw_captions(run, logits, photos, keys)
-        z, alignment, final = retokenise_in_program(
+        y = captions.draw_captions(run, logits, photos, keys)
+        z, alignment, final = captions.retokenise_in_program(
           retokenise, mesh, y, photos["caption_mask"], empty_tokens.shape[0]
         )
         photos |= {
@@ -321,7 +243,7 @@ def loss_terms(
       lambda x, t: model.denoise(params, x, t, context),
       sample_latents(mean, logvar, keys) * latent_scale,
       photos["photos_out_mask"],
-      _keys_for(keys, DIFFUSION),
+      captions.keys_for(keys, captions.DIFFUSION),
       run.loss.min_snr_gamma or None,
     )
     total += weights["photo"] * run.loss.photo * metrics["photo"]
@@ -336,7 +258,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   empty_tokens: np.ndarray,
   vocabulary_map: Any,
-  retokenise: Retokenise | None = None,
+  retokenise: captions.Retokenise | None = None,
   mesh: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The update of one stage, to be jitted with the state donated.
@@ -356,7 +278,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Batch):
     step = state.step - start
-    keys = photo_keys(
+    keys = captions.photo_keys(
       run, stage_index, step, batch["example_id"].reshape(-1)
     )
     trainable, frozen = optim.split(state.params, stage.trainable)
@@ -410,13 +332,13 @@ def make_draw_step(
   """
 
   def draw_step(state: TrainState, batch: Batch) -> jax.Array:
-    keys = photo_keys(
+    keys = captions.photo_keys(
       run, stage_index, state.step - start, batch["example_id"].reshape(-1)
     )
     hidden = converse(model, state.params, batch)
     logits = caption_logits(
       model, state.params, hidden, batch["caption_index"]
     )
-    return draw_captions(run, logits, flatten_photos(batch), keys)
+    return captions.draw_captions(run, logits, flatten_photos(batch), keys)
 
   return draw_step

@@ -43,8 +43,16 @@ LAYERS = (
     (*SHARED, "inputs", "generate", "chat", "assess", "showcase", "record"),
   ),
   # Training, which needs no data and no tokenizer inside the step.
-  ("train_step", ("ops.", "models.", "config", "state", "optim", "losses")),
-  ("train", (*SHARED, "optim", "train_step", "inputs", "generate", "evaluate")),
+  ("captions", ("ops.", "models.", "config")),
+  (
+    "train_step",
+    ("ops.", "models.", "config", "state", "optim", "losses", "captions"),
+  ),
+  ("samples", (*SHARED, "generate")),
+  (
+    "train",
+    (*SHARED, "optim", "train_step", "inputs", "samples", "evaluate"),
+  ),
   ("main", ("",)),
 )
 

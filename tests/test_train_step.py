@@ -9,7 +9,7 @@ import pytest
 import small_run
 import toy_agent
 
-from photochat_jax import inputs, losses, optim, sharding, train_step
+from photochat_jax import captions, inputs, losses, optim, sharding, train_step
 from photochat_jax.data import pipeline, vocabulary
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.state import TrainState
@@ -58,7 +58,7 @@ def photo_gradient(world, matrix, **bridge):
     )
   )
   model = PhotoChat(run.model)
-  keys = train_step.photo_keys(
+  keys = captions.photo_keys(
     run, JOINT, 0, jnp.asarray(world["batch"]["example_id"]).reshape(-1)
   )
 

@@ -6,23 +6,24 @@ import numpy as np
 import torch
 
 
-def randomise(module, seed, kernel_scale=1.0):
+def randomise(module, seed, kernel_scale=1.0, loud=None):
   """Draws every parameter anew: fresh ones hide bugs behind zeros and ones.
 
   A small `kernel_scale` makes activations so faint that the epsilons of
-  normalisations show.
+  normalisations show; names that hold `loud` are not scaled.
   """
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, parameter in module.named_parameters():
+      scale = 1.0 if loud and loud in name else kernel_scale
       noise = torch.randn(parameter.shape, generator=generator)
       if parameter.ndim > 1:
         fan_in = parameter[0].numel()
-        parameter.copy_(noise * fan_in**-0.5 * kernel_scale)
+        parameter.copy_(noise * fan_in**-0.5 * scale)
       else:
         bias_scale = 1.0
         if name.endswith("bias") and "norm" not in name:
-          bias_scale = kernel_scale
+          bias_scale = scale
         parameter.copy_((0.3 * noise + 0.5) * bias_scale)
 
 

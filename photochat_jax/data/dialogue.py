@@ -17,8 +17,9 @@ with no caption. Template `llama2`, one round of a dialogue, K = 2, n = 4:
 before): 1 is the model's text and end of turn, 2 its caption with both marks;
 the other side and visual slots (padding ids) bear no loss. With
 `text_on='all'`, the released code's way, the other side's text and the
-template bear loss 1 too, all but the first `<s>`. The next round follows with its own `<s>`; positions run on. If the model speaks first, an
-empty turn of the other side stands before it.
+template bear loss 1 too, all but the first `<s>`. The next round follows with
+its own `<s>`; positions run on. If the model speaks first, an empty turn of
+the other side stands before it.
 
 | template | a round, `</s>` ends the model's turn                          |
 |----------|----------------------------------------------------------------|
@@ -146,7 +147,8 @@ def encode_example(
   """A dialogue from one speaker's side, as a training example.
 
   Where only the model's own text is trained, what the other side says after
-  the model's last turn teaches nothing and is not in it. An over-long dialogue keeps its newest turns.
+  the model's last turn teaches nothing and is not in it. An over-long dialogue
+  keeps its newest turns.
 
   Args:
     turns: of the whole dialogue.

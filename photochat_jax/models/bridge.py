@@ -164,7 +164,9 @@ class BridgeConfig:
           f'{", ".join(choices)}.'
         )
     points = self.tau if isinstance(self.tau, tuple) else ((0, self.tau),)
-    if not all(math.isfinite(tau) and tau > 0 for _, tau in points):
+    if not points or not all(
+      math.isfinite(tau) and tau > 0 for _, tau in points
+    ):
       raise ValueError(
         f'bridge.tau is {self.tau}; use positive temperatures.'
       )
@@ -255,7 +257,8 @@ def cross(
     vocab_map: from data/vocabulary.py.
     keys: PRNG keys [X] given to `draw_tokens`; only the draw `gumbel` has
       noise, and only it reads them.
-    tau: temperature, the value of a schedule; None takes the config's.
+    tau: temperature; None takes the config's, which must then be a number,
+      no schedule.
     table: `vocabulary_table`'s result if computed before; None computes it.
 
   Returns:

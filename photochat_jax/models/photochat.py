@@ -22,12 +22,7 @@ import jax.numpy as jnp
 from photochat_jax.diffusion import samplers
 from photochat_jax.diffusion import schedule as schedule_lib
 from photochat_jax.models import bridge as bridge_lib
-from photochat_jax.models import clip_text
-from photochat_jax.models import llama
-from photochat_jax.models import qformer
-from photochat_jax.models import unet
-from photochat_jax.models import vae
-from photochat_jax.models import vit
+from photochat_jax.models import clip_text, llama, qformer, unet, vae, vit
 
 Params = dict[str, Any]
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from photochat_jax.models import unet
+from photochat_jax.models import unet, unet_blocks
 
 TINY = dict(
   block_out_channels=(16, 32),
@@ -55,7 +55,7 @@ CASES = {
 }
 
 
-def torch_unet(config, seed, kernel_scale=1.0):
+def torch_unet(config, seed, **scales):
   """diffusers' UNet of our config, every parameter random, and its tree."""
   pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
@@ -82,7 +82,7 @@ def torch_unet(config, seed, kernel_scale=1.0):
     freq_shift=config.freq_shift,
     transformer_layers_per_block=config.transformer_layers_per_block,
   )
-  weights.randomise(model, seed, kernel_scale)
+  weights.randomise(model, seed, **scales)
   return model, weights.conv_params(model.state_dict())
 
 
@@ -130,10 +130,11 @@ def test_outputs_and_gradients_are_those_of_diffusers(case):
   )
 
 
-def test_every_epsilon_is_that_of_diffusers():
+@pytest.mark.parametrize("loud", [None, "transformer_blocks"])
+def test_every_epsilon_is_that_of_diffusers(loud):
   torch = pytest.importorskip("torch")
   config = unet.UNetConfig(**TINY)
-  oracle, params = torch_unet(config, seed=1, kernel_scale=3e-3)
+  oracle, params = torch_unet(config, seed=1, kernel_scale=3e-3, loud=loud)
   latents, timesteps, context = small_inputs()
   with torch.no_grad():
     want = oracle(
@@ -164,6 +165,22 @@ def random_params(model, inputs):
     return (rng.normal(size=leaf.shape) * fan_in**-0.5).astype(np.float32)
 
   return jax.tree.map(draw, shapes)
+
+
+def test_the_gate_is_the_exact_gelu_of_diffusers():
+  torch = pytest.importorskip("torch")
+  activations = pytest.importorskip("diffusers.models.activations")
+  import torch_weights_diffusion as weights
+
+  oracle = activations.GEGLU(6, 8)
+  weights.randomise(oracle, seed=5)
+  x = np.random.default_rng(6).normal(size=(40, 6)).astype(np.float32)
+  got = unet_blocks.GEGLU(8).apply(
+    {"params": weights.conv_params(oracle.state_dict())}, x
+  )
+  np.testing.assert_allclose(
+    got, oracle(torch.tensor(x)).detach().numpy(), atol=1e-5
+  )
 
 
 def test_remat_changes_no_parameter_and_no_gradient():

@@ -24,7 +24,7 @@ CASES = {
 }
 
 
-def torch_vae(config, seed, kernel_scale=1.0):
+def torch_vae(config, seed, **scales):
   """diffusers' VAE of our config, every parameter random, and its tree."""
   diffusers = pytest.importorskip("diffusers")
   import torch_weights_diffusion as weights
@@ -40,7 +40,7 @@ def torch_vae(config, seed, kernel_scale=1.0):
     down_block_types=("DownEncoderBlock2D",) * blocks,
     up_block_types=("UpDecoderBlock2D",) * blocks,
   )
-  weights.randomise(model, seed, kernel_scale)
+  weights.randomise(model, seed, **scales)
   return model, weights.conv_params(model.state_dict())
 
 
@@ -94,10 +94,11 @@ def test_outputs_and_gradients_are_those_of_diffusers(case):
   chex.assert_trees_all_close(by_params, gradients, atol=1e-4, rtol=1e-4)
 
 
-def test_every_epsilon_is_that_of_diffusers():
+@pytest.mark.parametrize("loud", [None, "attentions"])
+def test_every_epsilon_is_that_of_diffusers(loud):
   torch = pytest.importorskip("torch")
   config = vae.VAEConfig(**TINY)
-  oracle, params = torch_vae(config, seed=1, kernel_scale=3e-3)
+  oracle, params = torch_vae(config, seed=1, kernel_scale=3e-3, loud=loud)
   rng = np.random.default_rng(2)
   photos = rng.uniform(-1, 1, (1, 3, 8, 8)).astype(np.float32)
   latents = rng.normal(size=(1, 4, 4, 4)).astype(np.float32)

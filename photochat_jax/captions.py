@@ -1,0 +1,92 @@
+"""Captions drawn while training, and the random numbers of each photo.
+
+Everything random about a photo is keyed by (seed, stage, step, example id), so
+that it depends neither on the mesh nor on where the photo stands in a batch.
+With `bridge.draw` of `argmax` or `gumbel` the captions are the model's own:
+`draw_captions` draws them, and the host's tokenizer, called from the program,
+turns them into the text encoder's ids and the alignment.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from photochat_jax.config import RunConfig
+from photochat_jax.models import bridge
+
+# (y int32[X, n], mask bool[X, n]) -> clip_tokens int32[X, m],
+# alignment float32[X, m, n], final bool[X, n]; on the host.
+Retokenise = Callable[
+  [np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]
+]
+
+# What each photo's random numbers are for.
+DROPOUT, POSTERIOR, DIFFUSION, GUMBEL = range(4)
+
+
+def photo_keys(
+  run: RunConfig, stage_index: int, step: Any, example_id: jax.Array
+) -> jax.Array:
+  """One key for each photo: of (seed, stage, step in stage, example).
+
+  Args:
+    run: the run, for its seed.
+    stage_index: the stage's place in the run.
+    step: step within the stage.
+    example_id: uint32[X].
+
+  Returns:
+    Keys [X], the same on every mesh and wherever a photo stands in a batch.
+  """
+  key = jax.random.fold_in(jax.random.key(run.seed), stage_index)
+  key = jax.random.fold_in(key, step)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(example_id)
+
+
+def keys_for(keys: jax.Array, purpose: int) -> jax.Array:
+  """Keys [X] for one purpose of each photo."""
+  return jax.vmap(lambda k: jax.random.fold_in(k, purpose))(keys)
+
+
+def draw_captions(
+  run: RunConfig, logits: jax.Array, photos: dict[str, Any], keys: jax.Array
+) -> jax.Array:
+  """The caption the forward pass carries, int32[X, n] (gold prefix).
+
+  Drawn per position, given the gold caption before it: not a free sample.
+  """
+  y = bridge.draw_tokens(run.bridge, logits, keys_for(keys, GUMBEL))
+  return jnp.where(photos["caption_mask"], y, photos["caption_tokens"])
+
+
+def retokenise_in_program(
+  retokenise: Retokenise, mesh: Any, y: jax.Array, mask: jax.Array, m: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Calls the tokenizer from the program, each device for its own photos."""
+
+  def call(y, mask):
+    x, n = y.shape
+    shapes = (
+      jax.ShapeDtypeStruct((x, m), jnp.int32),
+      jax.ShapeDtypeStruct((x, m, n), jnp.float32),
+      jax.ShapeDtypeStruct((x, n), jnp.bool_),
+    )
+    return jax.pure_callback(
+      lambda y, mask: retokenise(np.asarray(y), np.asarray(mask)),
+      shapes,
+      y,
+      mask,
+    )
+
+  rows = PartitionSpec(("data", "fsdp"))
+  return jax.shard_map(
+    call,
+    mesh=mesh,
+    in_specs=(rows, rows),
+    out_specs=(rows, rows, rows),
+    check_vma=False,
+  )(y, mask)
