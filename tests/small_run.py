@@ -53,7 +53,9 @@ def run_config(bridge=None, steps=2, data=None, **changes):
   model = toy_agent.config(768, 768, 24)
   model = dataclasses.replace(
     model,
-    bridge=dataclasses.replace(model.bridge, max_tokens=16, **(bridge or {})),
+    bridge=dataclasses.replace(
+      model.bridge, **{"max_tokens": 16, **(bridge or {})}
+    ),
   )
   run = config_lib.RunConfig(
     model=model,

@@ -38,6 +38,12 @@ def rows(folder):
   return [json.loads(line) for line in lines]
 
 
+def pixels(path, size=None):
+  with Image.open(path) as photo:
+    photo = photo.convert("RGB")
+  return np.asarray(photo.resize((size, size), Image.BICUBIC) if size else photo)
+
+
 def test_every_stage_leaves_its_rows_samples_and_checkpoint(finished):
   run, folder, state = finished
   assert int(state.step) == 6
@@ -51,8 +57,9 @@ def test_every_stage_leaves_its_rows_samples_and_checkpoint(finished):
     found[-1]
   )
   for step, stage in ((2, "autoencoder"), (4, "generator"), (6, "joint")):
-    size = Image.open(folder / "samples" / str(step) / f"{stage}.png").size
-    assert size == (2 * 8, 2 * 8)  # Two photos, each above what was made.
+    sheet = pixels(folder / "samples" / str(step) / f"{stage}.png")
+    # Two photos, each above what was made.
+    assert sheet.shape == (2 * 8, 2 * 8, 3)
   assert list((folder / "tensorboard").glob("events*"))
 
 
@@ -87,16 +94,9 @@ def test_the_latents_scale_is_measured_after_the_autoencoder(finished):
     for turn in dialogue.turns
     if turn.photo
   }
-  photos = np.stack([np.asarray(Image.open(path)) for path in paths])
-  photos = photos.reshape(-1, *photos.shape[1:])
   model = train.PhotoChat(run.model)
   size = model.photo_shape[0]
-  photos = np.stack(
-    [
-      np.asarray(Image.fromarray(p).resize((size, size), Image.BICUBIC))
-      for p in photos
-    ]
-  )
+  photos = np.stack([pixels(path, size) for path in paths])
   mean, _ = jax.jit(model.encode_photo)(state.params, photos)
   np.testing.assert_allclose(state.latent_scale, 1 / np.std(mean), rtol=2e-2)
 
@@ -131,9 +131,7 @@ def test_real_dialogues_train_their_captions_without_photos(tmp_path, capsys):
       "path": str(SAMPLE),
       "caption_source": "labels",
       "length": 384,
-      "num_train": 0,
     },
-    bridge={"max_tokens": 16},
   )
   state = train.train(run, tmp_path)
   said = capsys.readouterr().err
@@ -148,6 +146,55 @@ def test_real_dialogues_train_their_captions_without_photos(tmp_path, capsys):
   assert metrics["perplexity"] > 1
   assert metrics["pixel_accuracy"] is None
   assert "pixel_accuracy" in metrics["reasons"]
+
+
+def test_real_photographs_train_every_stage(tmp_path):
+  """A folder in PhotoChat's layout; photographs of scikit-image."""
+  skimage_data = pytest.importorskip("skimage.data")
+  folder = tmp_path / "set"
+  (folder / "photos" / "train").mkdir(parents=True)
+  (folder / "train").mkdir()
+  records = []
+  for number, name in enumerate(("astronaut", "coffee")):
+    photo = Image.fromarray(getattr(skimage_data, name)())
+    photo.save(folder / "photos" / "train" / f"{name}.jpg")
+    records.append(
+      {
+        "dialogue_id": number,
+        "photo_id": f"train/{name}",
+        "photo_url": "",
+        "photo_description": f"Objects in the photo: {name.title()}",
+        "dialogue": [
+          {"message": "may I see it?", "share_photo": False, "user_id": 1},
+          {"message": "", "share_photo": True, "user_id": 0},
+          {"message": "lovely", "share_photo": False, "user_id": 1},
+          {"message": "thanks", "share_photo": False, "user_id": 0},
+        ],
+      }
+    )
+  (folder / "train" / "train_00.json").write_text(json.dumps(records))
+  run = small_run.run_config(
+    steps=1,
+    data={
+      "source": "photochat",
+      "path": str(folder),
+      "caption_source": "labels",
+    },
+  )
+  train.train(run, tmp_path / "run")
+  found = rows(tmp_path / "run")
+  assert [row["stage"] for row in found] == [
+    "autoencoder", "generator", "joint"
+  ]  # fmt: skip
+  assert found[-1]["train/photo"] > 0
+  # The sheet's first row is the photographs, cropped square and shrunk.
+  sheet = pixels(tmp_path / "run" / "samples" / "1" / "autoencoder.png")
+  square = Image.fromarray(skimage_data.astronaut()).resize((8, 8))
+  error = [
+    np.abs(sheet[:8, x : x + 8].astype(int) - np.asarray(square)).mean()
+    for x in (0, 8)
+  ]
+  assert min(error) < 5
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path):
