@@ -263,6 +263,8 @@ class _Trainer:
         state = begin_stage(run, following, state)
         state = sharding.shard_state(state, self.mesh)
       checkpoints.save(step, state, {"stage": stage.name})
+    # A stage's programs are of no use to the next one, and take memory.
+    jax.clear_caches()
     return state
 
   def compile_step(self, leg: Leg, state: TrainState):

@@ -41,7 +41,9 @@ def rows(folder):
 def pixels(path, size=None):
   with Image.open(path) as photo:
     photo = photo.convert("RGB")
-  return np.asarray(photo.resize((size, size), Image.BICUBIC) if size else photo)
+  if size:
+    photo = photo.resize((size, size), Image.BICUBIC)
+  return np.asarray(photo)
 
 
 def test_every_stage_leaves_its_rows_samples_and_checkpoint(finished):

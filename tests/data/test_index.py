@@ -167,3 +167,31 @@ def test_pictures_are_listed_once():
   found = index.list_pictures(dialogues, captioned=True)
   assert [p.photo.id for p in found] == ["p", "q", "r", "t"]
   assert [p.caption for p in found] == ["a b", "a b", "a b", "a full b"]
+
+
+def test_questions_show_the_photo_then_ask_what_its_dialogue_asks():
+  cat = Photo("p/1", "Cat", "a cat", "1.jpg")
+  lost = Photo("p/2", "Dog", "a dog", None)
+  talk = Dialogue(
+    id="0",
+    split="train",
+    turns=(
+      Turn(0, "look", cat),
+      Turn(1, "which wall?"),
+      Turn(0, "pink"),
+      Turn(0, "", lost),
+    ),
+    facts={
+      "photos": {"p/1": {"full_caption": "a red cat"}},
+      "questions": [{"turn": 2, "photo_id": "p/1"}],
+    },
+  )
+  (made,) = index.as_questions([talk])
+  assert [(turn.speaker, turn.text) for turn in made.turns] == [
+    (1, ""),
+    (0, "a red cat"),
+    (1, "which wall?"),
+    (0, "pink"),
+  ]
+  # Without a caption nobody is trained to share this photo.
+  assert made.turns[0].photo == Photo("p/1", "Cat", None, "1.jpg")
