@@ -145,7 +145,7 @@ def get_config(source: str = "synthetic") -> ml_collections.ConfigDict:
           batch_size=8,
           trainable=("(language_model|unet)/.*", eyes),
           learning_rate=7e-4,
-          losses=StageLosses(text=1.0, caption=1.0, photo=10.0),
+          losses=StageLosses(text=1.0, caption=1.0, photo=4.0),
         )
       ),
     }
