@@ -11,9 +11,6 @@ import time
 import traceback
 from typing import NoReturn
 
-# TensorFlow, which feeds the data, writes notes for its developers otherwise.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import jax
 from absl import app, flags
 from ml_collections import config_flags

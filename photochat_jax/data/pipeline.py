@@ -331,6 +331,8 @@ class Pipeline:
 def _tensorflow() -> Any:
   """TensorFlow, off every accelerator: they belong to JAX."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # It only moves arrays here; with oneDNN on it tells every user of it.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
 
   for device in ("GPU", "TPU"):
