@@ -22,7 +22,7 @@ LAYERS = (
   ("diffusion.", ("diffusion.", "ops.")),
   ("data.", ("data.", "ops.")),
   ("metrics.", ("metrics.", "ops.")),
-  ("checkpoints.", ("checkpoints.", "ops.")),
+  ("checkpoints.", ("checkpoints.", "models.", "diffusion.", "ops.")),
   # What every run is made of.
   ("config", ("models.", "diffusion.")),
   ("state", ("ops.",)),

@@ -1,0 +1,351 @@
+"""Strict conversion tables: whose tensor lies where in our parameters.
+
+A table has a row for each kind of parameter: a regex over our paths, the name
+that Hugging Face gives it, and how the values lie. Both directions follow from
+it. Every parameter needs exactly one row, every tensor of a file exactly one
+parameter, and the shapes must agree; whatever does not is collected and told
+at once.
+
+Layers that are scanned here are one array with a leading layer axis, and
+separate tensors there: `{layer}` in a row's key.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from photochat_jax.checkpoints.files import WeightsError
+from photochat_jax.ops import partition
+
+
+class TableError(WeightsError):
+  """Weights that do not fit a model.
+
+  Attributes:
+    missing: keys that the model needs and the weights lack.
+    extra: keys of the weights that the model has no place for.
+    misshapen: keys of another shape, with both shapes: (key, found, wanted).
+  """
+
+  def __init__(
+    self,
+    name: str,
+    missing: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    misshapen: Sequence[tuple[str, tuple, tuple]] = (),
+    faults: Sequence[str] = (),
+  ):
+    self.missing = tuple(missing)
+    self.extra = tuple(extra)
+    self.misshapen = tuple(misshapen)
+    parts = []
+    if missing:
+      parts.append(f"{len(missing)} missing: {_grouped(missing)}")
+    if extra:
+      parts.append(f"{len(extra)} unknown: {_grouped(extra)}")
+    if misshapen:
+      shapes = collections.defaultdict(list)
+      for key, found, wanted in misshapen:
+        shapes[f"are {list(found)} and must be {list(wanted)}"].append(key)
+      told = [f"{_grouped(keys)} {what}" for what, keys in shapes.items()]
+      parts.append(f"{len(misshapen)} of another shape: {'; '.join(told)}")
+    parts += faults
+    super().__init__(
+      f"The weights of {name} do not fit its config: {'; '.join(parts)}."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+  """How the values of one tensor, or of one layer, lie here and there.
+
+  Attributes:
+    read: (their tensor, our array to be filled).
+    write: our array -> their tensor, as a view where there is one.
+  """
+
+  read: Callable[[np.ndarray, np.ndarray], None]
+  write: Callable[[np.ndarray], np.ndarray]
+
+
+def _permuted(
+  ours: Callable[[np.ndarray], np.ndarray],
+  theirs: Callable[[np.ndarray], np.ndarray],
+) -> Transform:
+  return Transform(
+    lambda tensor, out: np.copyto(out, ours(tensor), casting="unsafe"), theirs
+  )
+
+
+SAME = _permuted(lambda x: x, lambda x: x)
+"""Biases, scales of norms, embedding tables."""
+
+DENSE = _permuted(np.transpose, np.transpose)
+"""A torch Linear's (out, in) and our (in, out)."""
+
+CONV = _permuted(
+  lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
+)
+"""A torch Conv2d's (out, in, h, w) and our (h, w, in, out)."""
+
+POINTWISE = _permuted(
+  lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
+)
+"""A torch 1x1 Conv2d and our dense (in, out)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  r"""One kind of parameter.
+
+  Attributes:
+    path: regex over our whole path.
+    key: their name: `\1` is the regex's first group, `{layer}` the number of
+      the layer; or a function of our path.
+    transform: how the values lie.
+    layers: numbers of the layers that our leading axis holds, in its order;
+      None where there is no such axis.
+  """
+
+  path: str
+  key: str | Callable[[str], str]
+  transform: Transform = SAME
+  layers: Sequence[int] | None = None
+
+
+def module_key(path: str) -> str:
+  """The key of a parameter which is named as in torch but for punctuation.
+
+  `up_blocks_0/resnets_1/conv1/kernel` is `up_blocks.0.resnets.1.conv1.weight`
+  there; only diffusers' `linear_1` has a number that is no list index.
+  """
+  *modules, leaf = path.split("/")
+  names = [re.sub(r"(?<!linear)_(\d+)$", r".\1", name) for name in modules]
+  return ".".join([*names, "bias" if leaf == "bias" else "weight"])
+
+
+def module_rows(kernels: Iterable[tuple[str, Transform]]) -> tuple[Row, ...]:
+  """Rows for parameters that `module_key` names.
+
+  Args:
+    kernels: (regex over the modules' paths, how their kernels lie).
+  """
+  return (
+    *(
+      Row(f"(?:{path})/kernel", module_key, transform)
+      for path, transform in kernels
+    ),
+    Row(r".*/(scale|bias)", module_key),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """The rows of one part of the model.
+
+  Attributes:
+    name: what errors call the part.
+    rows: every parameter must match exactly one.
+    aliases: (regex, replacement) for keys that other versions of a file
+      spell differently; each is applied where it matches.
+    ignored: regexes of whole keys that are not ours to load.
+  """
+
+  name: str
+  rows: tuple[Row, ...]
+  aliases: tuple[tuple[str, str], ...] = ()
+  ignored: tuple[str, ...] = ()
+
+  def canonical(self, key: str) -> str:
+    """Their key as `rows` spell it."""
+    for regex, replacement in self.aliases:
+      key = re.sub(regex, replacement, key)
+    return key
+
+  def ignores(self, key: str) -> bool:
+    """Whether a key is not ours to load."""
+    return any(re.fullmatch(regex, key) for regex in self.ignored)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One tensor.
+
+  Attributes:
+    key: its canonical name there.
+    path: the parameter here.
+    index: which layer of the parameter's leading axis, or None.
+    transform: how the values lie.
+    shape: there.
+  """
+
+  key: str
+  path: str
+  index: int | None
+  transform: Transform
+  shape: tuple[int, ...]
+
+
+def entries(table: Table, abstract: Any) -> dict[str, Entry]:
+  """Expands a table over a model's parameters.
+
+  Args:
+    table: the table.
+    abstract: nested dict of what has a shape: arrays, or the result of
+      `jax.eval_shape`.
+
+  Returns:
+    An entry for each tensor of the other side, by its key.
+
+  Raises:
+    ValueError: a mistake in the table: a parameter with no row, with two rows,
+      or two with the same key.
+  """
+  found: dict[str, Entry] = {}
+  for path, leaf in partition.flatten(abstract).items():
+    matches = [
+      (row, match)
+      for row in table.rows
+      if (match := re.fullmatch(row.path, path))
+    ]
+    if len(matches) != 1:
+      raise ValueError(
+        f"{len(matches)} rows of the table of {table.name} match {path}; "
+        "exactly one must."
+      )
+    row, match = matches[0]
+    shape, layers = tuple(leaf.shape), row.layers
+    if layers is not None:
+      if shape[0] != len(layers):
+        raise ValueError(
+          f"{path} has {shape[0]} layers and its row in the table of "
+          f"{table.name} names {len(layers)}."
+        )
+      shape = shape[1:]
+    # No memory: one zero, seen as an array of that shape.
+    zeros = np.broadcast_to(np.zeros((), np.int8), shape)
+    shape = row.transform.write(zeros).shape
+    template = row.key(path) if callable(row.key) else match.expand(row.key)
+    for index, layer in enumerate([None] if layers is None else layers):
+      key = template.replace("{layer}", str(layer))
+      if key in found:
+        raise ValueError(f"{path} and {found[key].path} both come from {key}.")
+      index = None if layers is None else index
+      found[key] = Entry(key, path, index, row.transform, shape)
+  return found
+
+
+def match(
+  table: Table, abstract: Any, tensors: Mapping[str, Any]
+) -> tuple[dict[str, Entry], dict[str, str]]:
+  """Holds a file's tensors against a model, reading no values.
+
+  Args:
+    table: the table.
+    abstract: as for `entries`.
+    tensors: by name, things with a shape and a dtype.
+
+  Returns:
+    The entries by canonical key, and the file's own name of each.
+
+  Raises:
+    TableError: with every key that is missing, unknown, twice there or of
+      another shape or type.
+  """
+  wanted = entries(table, abstract)
+  names, extra, faults = {}, [], []
+  for name in tensors:
+    key = table.canonical(name)
+    if key in names:
+      faults.append(f"{names[key]} and {name} are the same tensor")
+    elif key in wanted:
+      names[key] = name
+    elif not table.ignores(key):
+      extra.append(name)
+  misshapen = []
+  for key, name in names.items():
+    shape = tuple(tensors[name].shape)
+    if shape != wanted[key].shape:
+      misshapen.append((name, shape, wanted[key].shape))
+    try:
+      _ = tensors[name].dtype
+    except WeightsError as error:
+      faults.append(str(error).removesuffix("."))
+  missing = [key for key in wanted if key not in names]
+  if missing or extra or misshapen or faults:
+    raise TableError(table.name, missing, extra, misshapen, faults)
+  return wanted, names
+
+
+def read(
+  table: Table,
+  abstract: Any,
+  tensors: Mapping[str, Any],
+  dtype: Any = None,
+  place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+) -> dict[str, Any]:
+  """Reads the parameters of a part, a tensor at a time.
+
+  Args:
+    table: the table.
+    abstract: as for `entries`.
+    tensors: by name, arrays or `files.Tensor`s.
+    dtype: of the parameters; None keeps that of the tensors (the widest,
+      where the layers of one parameter differ).
+    place: what becomes of each finished parameter, for example
+      `jax.device_put` with its sharding.
+
+  Returns:
+    Nested dict like `abstract`.
+
+  Raises:
+    TableError: the tensors do not fit, see `match`.
+  """
+  wanted, names = match(table, abstract, tensors)
+  by_path = collections.defaultdict(list)
+  for entry in wanted.values():
+    by_path[entry.path].append(entry)
+  leaves = {}
+  for path, leaf in partition.flatten(abstract).items():
+    parts = by_path[path]
+    stored = [np.dtype(tensors[names[part.key]].dtype) for part in parts]
+    out = np.empty(leaf.shape, dtype or np.result_type(*stored))
+    for part in parts:
+      tensor = np.asarray(tensors[names[part.key]])
+      layer = out if part.index is None else out[part.index]
+      part.transform.read(tensor, layer)
+      del tensor  # Before the next one is read.
+    leaves[path] = place(path, out)
+  return partition.unflatten(leaves)
+
+
+def write(table: Table, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (their key, their tensor) for a part's parameters.
+
+  Args:
+    table: the table.
+    params: nested dict of arrays; one at a time is brought to the host.
+  """
+  leaves = partition.flatten(params)
+  path, array = None, None
+  # Entries come parameter by parameter, each with all its layers.
+  for entry in entries(table, params).values():
+    if entry.path != path:
+      path, array = entry.path, np.asarray(leaves[entry.path])
+    layer = array if entry.index is None else array[entry.index]
+    yield entry.key, entry.transform.write(layer)
+
+
+def _grouped(keys: Iterable[str]) -> str:
+  """Keys in a line, those that differ in numbers alone only once."""
+  groups = collections.defaultdict(list)
+  for key in keys:
+    groups[re.sub(r"\d+", "*", key)].append(key)
+  return ", ".join(
+    group[0] if len(group) == 1 else f"{shape} ({len(group)})"
+    for shape, group in groups.items()
+  )
