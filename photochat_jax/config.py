@@ -11,12 +11,13 @@ module and the files of `configs/` sees a ConfigDict.
 
 import dataclasses
 import difflib
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
+from photochat_jax import config_check
+from photochat_jax.config_check import ConfigError
 from photochat_jax.diffusion.schedule import ScheduleConfig
 from photochat_jax.models.bridge import BridgeConfig
 from photochat_jax.models.clip_text import CLIPTextConfig
@@ -26,10 +27,6 @@ from photochat_jax.models.qformer import QFormerConfig
 from photochat_jax.models.unet import UNetConfig
 from photochat_jax.models.vae import VAEConfig
 from photochat_jax.models.vit import ViTConfig
-
-
-class ConfigError(ValueError):
-  """A setting which cannot be used; the message is one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +47,18 @@ class DataConfig:
   photos_in: int = 2  # Photos a row can see at most, P.
   photos_out: int = 2  # Photos a row can draw at most, Q.
   flip: bool = True  # Mirror half of the photos which are learnt.
-  template: str = "llama2"  # Around the turns: "llama2" or "bare".
+  template: str = "llama2"  # Or llama3, chatml, zephyr, bare: data/spec.py.
   system_prompt: str = "You chat and share photos."  # "" leaves it out.
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedConfig:
+  """Where trained weights come from; a part without any starts at random."""
+
+  run: str = ""  # A workdir, such as tools/convert_hf.py makes.
+  llm: str = ""  # A Llama: a Hugging Face folder, or a hub id.
+  blip2: str = ""  # A BLIP-2, for the eyes: likewise.
+  diffusion: str = ""  # A Stable Diffusion 1.x or 2.x: likewise.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +91,7 @@ class OptimConfig:
   weight_decay: float = 0.01  # Decoupled, times the learning rate.
   lr_multipliers: tuple = ((".*", 1.0),)  # (path regex, factor); first wins.
   # (path regex, is weight decay applied); first wins.
-  decay: tuple = ((".*/(bias|scale)", False), (".*", True))
+  decay: tuple = ((".*/(bias|scale|lora_scale)", False), (".*", True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +163,7 @@ class EvalConfig:
   max_dialogues: int = 100  # The split's first dialogues; 0 for all of them.
   batch_size: int = 16  # Rows decoded, or photos drawn, at a time.
   max_new_tokens: int = 64  # Longest turn written.
+  sampler: str = "ddim"  # How photos are drawn: of diffusion.samplers.SAMPLERS.
   sampler_steps: int = 20  # Denoising steps of a photo.
   guidance: float = 3.0  # Classifier-free guidance scale; 1 is none.
 
@@ -177,6 +185,7 @@ class RunConfig:
     schedule=ScheduleConfig(),
     bridge=BridgeConfig(),
   )
+  pretrained: PretrainedConfig = PretrainedConfig()
   loss: LossConfig = LossConfig()
   optim: OptimConfig = OptimConfig()
   ema: EmaConfig = EmaConfig()
@@ -211,6 +220,11 @@ class RunConfig:
   def bridge(self) -> BridgeConfig:
     """The settings of the bridge."""
     return self.model.bridge
+
+  def with_data(self, **changes) -> "RunConfig":
+    """Returns a copy with fields of `data` changed."""
+    data = dataclasses.replace(self.data, **changes)
+    return dataclasses.replace(self, data=data)
 
   def as_dict(self) -> dict[str, Any]:
     """Returns nested plain dicts laid out as the ConfigDict is."""
@@ -286,7 +300,7 @@ def build(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConfig:
     model=dataclasses.replace(run.model, bridge=bridge),
     stages=tuple(built) if stages else run.stages,
   )
-  _validate(run)
+  config_check.validate(run)
   return run
 
 
@@ -331,77 +345,3 @@ def _convert(old: Any, value: Any, path: str) -> Any:
   raise ConfigError(
     f"{path} must be of type {type(old).__name__}, as {old!r}, not {value!r}."
   )
-
-
-_CHOICES = {
-  "data.source": ("synthetic", "photochat"),
-  "data.caption_source": ("given", "labels", "description"),
-  "data.template": ("llama2", "bare"),
-  "loss.text_on": ("model", "all"),
-  "optim.schedule": ("cosine", "linear", "constant"),
-  "eval.split": ("train", "dev", "test"),
-}
-_EQUAL = {
-  "model.qformer.encoder_hidden_size": "model.vision.hidden_size",
-  "model.unet.cross_attention_dim": "model.text.hidden_size",
-  "model.unet.in_channels": "model.vae.latent_channels",
-  "model.unet.out_channels": "model.vae.latent_channels",
-}
-_POSITIVE = ("data.length", "checkpoint.every_steps", "checkpoint.keep")
-_POSITIVE += ("log.every_steps", "eval.batch_size", "eval.sampler_steps")
-# The batches that hold what a term of the loss needs.
-_LOSS_DATA = {
-  "text": ("dialogues", "descriptions"),
-  "caption": ("dialogues",),
-  "photo": ("dialogues", "captions"),
-  "autoencoder": ("dialogues", "descriptions", "captions", "photos"),
-}
-
-
-def _validate(run: RunConfig) -> None:
-  """Raises a ConfigError for values which do not fit together."""
-  for name, allowed in _CHOICES.items():
-    value = operator.attrgetter(name)(run)
-    if value not in allowed:
-      raise ConfigError(
-        f"config.{name} must be one of {', '.join(allowed)}, not {value!r}."
-      )
-  for name, other in _EQUAL.items():
-    value = operator.attrgetter(name)(run)
-    wanted = operator.attrgetter(other)(run)
-    if value != wanted:
-      raise ConfigError(
-        f"config.{name} is {value} and must equal config.{other}, {wanted}."
-      )
-  for name in _POSITIVE:
-    value = operator.attrgetter(name)(run)
-    if value < 1:
-      raise ConfigError(f"config.{name} must be at least 1, not {value}.")
-  if run.data.source == "photochat" and not run.data.path:
-    raise ConfigError(
-      "config.data.source is 'photochat', which needs --config.data.path=DIR, "
-      "the folder with train/, dev/, test/ and photos/."
-    )
-  if run.bridge.max_tokens >= run.data.length:
-    raise ConfigError(
-      "config.bridge.max_tokens must be less than config.data.length, "
-      f"{run.data.length}, not {run.bridge.max_tokens}."
-    )
-  for stage in run.stages:
-    where = f"config.stages.{stage.name}"
-    if stage.steps < 0 or stage.batch_size < 1:
-      raise ConfigError(f"{where} needs steps >= 0 and batch_size >= 1.")
-    kinds = _LOSS_DATA["autoencoder"]
-    if stage.data not in kinds:
-      raise ConfigError(
-        f"{where}.data must be one of {', '.join(kinds)}, not {stage.data!r}."
-      )
-    used = {k: v for k, v in dataclasses.asdict(stage.losses).items() if v}
-    if not used:
-      raise ConfigError(f"{where}.losses are all 0, so it trains nothing.")
-    for name in used:
-      if stage.data not in _LOSS_DATA[name]:
-        raise ConfigError(
-          f"{where}.losses.{name} needs data={' or '.join(_LOSS_DATA[name])}, "
-          f"and the stage reads {stage.data}."
-        )

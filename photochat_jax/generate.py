@@ -47,7 +47,8 @@ class Generator:
     tokenizer: the language model's.
     spec: how a dialogue becomes tokens, as in training.
     settings: `batch_size` (rows decoded, or photos drawn, at a time),
-      `max_new_tokens`, `sampler_steps` and `guidance`, as in `EvalConfig`.
+      `max_new_tokens`, `sampler`, `sampler_steps` and `guidance`, as in
+      `EvalConfig`.
   """
 
   def __init__(
@@ -197,6 +198,7 @@ class Generator:
         self._latent_scale,
         self.settings.sampler_steps,
         self.settings.guidance,
+        self.settings.sampler,
       )
       photos.append(np.asarray(drawn)[: len(ids)])
     return np.concatenate(photos)
@@ -211,7 +213,7 @@ def drawing_parts(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "num_steps", "guidance_scale")
+  jax.jit, static_argnames=("model", "num_steps", "guidance_scale", "sampler")
 )
 def draw(
   model: PhotoChat,
@@ -222,6 +224,7 @@ def draw(
   latent_scale: jax.Array,
   num_steps: int,
   guidance_scale: float,
+  sampler: str = "ddim",
 ) -> jax.Array:
   """`PhotoChat.draw` as one program, with seeds uint32[X] for keys."""
   return model.draw(
@@ -232,4 +235,5 @@ def draw(
     latent_scale,
     num_steps,
     guidance_scale,
+    sampler,
   )

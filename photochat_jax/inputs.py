@@ -5,17 +5,20 @@ same form.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
 from photochat_jax import sharding
-from photochat_jax.checkpoints import manager
+from photochat_jax.checkpoints import manager, pretrained
 from photochat_jax.config import RunConfig
 from photochat_jax.data import photochat, synthetic, tokenizers
 from photochat_jax.data.spec import DataSpec
-from photochat_jax.models.photochat import PhotoChat
+from photochat_jax.models.photochat import Params, PhotoChat
+from photochat_jax.ops import partition
 from photochat_jax.state import TrainState
 
 
@@ -42,7 +45,7 @@ def data_spec(run: RunConfig, batch_size: int, **changes) -> DataSpec:
     length=run.data.length,
     photos_in=run.data.photos_in,
     photos_out=run.data.photos_out,
-    num_visual_tokens=run.model.qformer.num_query_tokens,
+    num_visual_tokens=run.model.num_visual_tokens,
     vision_size=run.model.vision.image_size,
     photo_size=run.model.unet.sample_size * factor,
     caption_tokens=run.bridge.max_tokens,
@@ -80,7 +83,7 @@ def read_split(
 def read_weights(
   run: RunConfig, workdir: epath.PathLike, model: PhotoChat
 ) -> TrainState:
-  """The newest checkpoint, without its optimiser.
+  """The newest checkpoint, without its optimiser, in the dtypes it was saved.
 
   Raises:
     CheckpointError: there is none, or it is of another config.
@@ -95,14 +98,62 @@ def read_weights(
     latent_scale=jax.ShapeDtypeStruct((), jnp.float32),
   )
   mesh = sharding.make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
-  state = jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
-    state,
-    sharding.state_shardings(state, mesh),
-  )
+  where = sharding.state_shardings(state, mesh)
   with manager.Checkpoints(
     workdir, run.checkpoint.keep, run.as_dict()["model"]
   ) as saved:
-    return saved.restore(state)
+    dtypes = saved.dtypes()
+
+    def of(path, leaf, place):
+      dtype = dtypes.get(partition.path_of(path), leaf.dtype)
+      return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place)
+
+    return saved.restore(jax.tree_util.tree_map_with_path(of, state, where))
+
+
+def read_folders(
+  run: RunConfig,
+  tokenizer: Any,
+  dtype: Any = None,
+  place: pretrained.Place = lambda path, array: array,
+) -> Params:
+  """What the Hugging Face folders of `run.pretrained` hold.
+
+  Args:
+    run: the run.
+    tokenizer: the language model's.
+    dtype: of the parameters; None keeps the files'.
+    place: what becomes of each parameter, with its path.
+
+  Returns:
+    Nested dict of the parts that were found.
+
+  Raises:
+    WeightsError: a folder cannot be used.
+  """
+  return pretrained.read_params(
+    run.model,
+    pretrained_folders(run),
+    (tokenizer.img_id, tokenizer.end_img_id),
+    dtype,
+    place,
+  )
+
+
+def pretrained_folders(run: RunConfig) -> pretrained.Folders:
+  """The Hugging Face folders that the run names."""
+  named = run.pretrained
+  return pretrained.Folders(named.llm, named.blip2, named.diffusion)
+
+
+def init_without(
+  model: PhotoChat, have: Iterable[str]
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+  """A function (key) -> `{path: random parameter}`, less those we have."""
+  have = frozenset(have)
+
+  def init(key):
+    leaves = partition.flatten(model.init(key))
+    return {path: leaf for path, leaf in leaves.items() if path not in have}
+
+  return init

@@ -75,6 +75,9 @@ def write(run: config_lib.RunConfig, workdir: str) -> None:
 def read(workdir: str) -> config_lib.RunConfig:
   """Returns the settings a workdir was made with.
 
+  Tokenizers that were copied into the workdir are found there, wherever it is
+  now.
+
   Raises:
     ConfigError: if the folder has no record, or not one of this version.
   """
@@ -89,4 +92,15 @@ def read(workdir: str) -> config_lib.RunConfig:
     raise config_lib.ConfigError(
       f"{path} cannot be read as a run's settings; give --config=FILE."
     ) from error
-  return config_lib.build(settings)
+  run = config_lib.build(settings)
+  copied = {
+    name: str(folder)
+    for name in ("llm_tokenizer", "clip_tokenizer")
+    if (folder := tokenizer_folder(workdir, name)).exists()
+  }
+  return run.with_data(**copied)
+
+
+def tokenizer_folder(workdir: epath.PathLike, name: str) -> epath.Path:
+  """Where a workdir keeps a copy of `llm_tokenizer` or `clip_tokenizer`."""
+  return epath.Path(workdir) / "tokenizers" / name.removesuffix("_tokenizer")

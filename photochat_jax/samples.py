@@ -58,6 +58,7 @@ def write(
       state.latent_scale,
       run.eval.sampler_steps,
       run.eval.guidance,
+      run.eval.sampler,
     )
   step = int(state.step)
   photos = np.concatenate([gold, np.asarray(made)])

@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 # convolution's window) are repeated. First match wins.
 RULES = (
   # Small: repeated.
-  (".*/(bias|scale)", ()),
+  (".*/(bias|scale|lora_scale)", ()),
   (".*/(class_embedding|query_tokens)", ("fsdp",)),
   (".*/position_embedding(/embedding)?", (None, "fsdp")),
   # The vocabulary by `tensor`: a loss over it needs only sums.
@@ -31,6 +31,11 @@ RULES = (
   (".*/(o_proj|out_proj|projection|to_out_0)/kernel", ("tensor", "fsdp")),
   (".*/(down_proj|fc2|net_2)/kernel", ("tensor", "fsdp")),
   (".*/(output|output_query)/dense/kernel", ("tensor", "fsdp")),
+  # LoRA as its kernel, but for the rank.
+  (".*/(o_proj|to_out_0|down_proj|net_2)/lora_a", ("tensor", None)),
+  (".*/(o_proj|to_out_0|down_proj|net_2)/lora_b", (None, "fsdp")),
+  (".*/lora_a", ("fsdp", None)),
+  (".*/lora_b", (None, "tensor")),
   # First kernels, the language model's head, and convolutions.
   (".*/kernel", ("fsdp", "tensor")),
 )

@@ -22,11 +22,19 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from photochat_jax import inputs, optim, samples, sharding, train_step
+from photochat_jax import (
+  initial,
+  inputs,
+  optim,
+  samples,
+  sharding,
+  train_step,
+)
 from photochat_jax.checkpoints.manager import Checkpoints
 from photochat_jax.config import ConfigError, RunConfig, StageConfig
 from photochat_jax.data import photochat, pipeline, vocabulary
-from photochat_jax.models.photochat import Params, PhotoChat
+from photochat_jax.initial import Leg
+from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.progress import Progress, parameter_table
 from photochat_jax.state import TrainState
 
@@ -36,23 +44,6 @@ MEASURED_PHOTOS = 512
 
 class Interrupted(SystemExit):
   """The run was asked to stop; its state is saved. Exit code 130."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Leg:
-  """A stage's place in the run.
-
-  Attributes:
-    index: which of `run.stages`.
-    stage: its settings.
-    start: the global step of its first update.
-    end: the global step at which it is done.
-  """
-
-  index: int
-  stage: StageConfig
-  start: int
-  end: int
 
 
 def has_photos(dialogues: Sequence[photochat.Dialogue]) -> bool:
@@ -87,44 +78,6 @@ def plan_stages(
       legs.append(Leg(index, stage, start, start + stage.steps))
       start += stage.steps
   return legs, skipped
-
-
-def init_state(
-  run: RunConfig, model: PhotoChat, mesh: Any, leg: Leg
-) -> TrainState:
-  """The run's first state, created where `sharding` puts it."""
-
-  def init(key):
-    params = model.init(key)
-    scale = jnp.float32(run.model.vae.scaling_factor)
-    return _state(run, leg, params, scale)
-
-  key = jax.random.key(run.seed)
-  where = sharding.state_shardings(jax.eval_shape(init, key), mesh)
-  return jax.jit(init, out_shardings=where)(key)
-
-
-def begin_stage(run: RunConfig, leg: Leg, state: TrainState) -> TrainState:
-  """The next stage's beginning from the last one's end (see the module)."""
-  params = {**state.params, **state.ema}
-  return _state(run, leg, params, state.latent_scale)
-
-
-def _state(
-  run: RunConfig, leg: Leg, params: Params, latent_scale: jax.Array
-) -> TrainState:
-  trainable, _ = optim.split(params, leg.stage.trainable)
-  averaged = run.ema.parts if run.ema.decay else ()
-  return TrainState(
-    step=jnp.int32(leg.start),
-    params=params,
-    opt_state=optim.make_optimizer(run.optim, leg.stage, trainable).init(
-      trainable
-    ),
-    # Copies: the state is donated, and no buffer can be given away twice.
-    ema={part: jax.tree.map(jnp.copy, params[part]) for part in averaged},
-    latent_scale=latent_scale,
-  )
 
 
 def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
@@ -163,9 +116,11 @@ def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
   ):
     step = checkpoints.latest()
     leg = next((leg for leg in legs if (step or 0) < leg.end), legs[-1])
-    state = init_state(run, trainer.model, trainer.mesh, leg)
-    if step is not None:
-      state = checkpoints.restore(_abstract(state), step)
+    where = (run, trainer.model, trainer.mesh, leg)
+    if step is None:
+      state = initial.init_state(*where, llm_tokenizer)
+    else:
+      state = checkpoints.restore(initial.abstract_state(*where), step)
     with Progress(workdir, legs[-1].end, step or 0) as progress:
       progress.message(str(coverage))
       for line in skipped:
@@ -260,7 +215,7 @@ class _Trainer:
         state = state.replace(latent_scale=self.measure_scale(state))
       self.sample(stage, state, progress)
       if following:
-        state = begin_stage(run, following, state)
+        state = initial.begin_stage(run, following, state)
         state = sharding.shard_state(state, self.mesh)
       checkpoints.save(step, state, {"stage": stage.name})
     # A stage's programs are of no use to the next one, and take memory.
@@ -359,13 +314,6 @@ def _local(array: jax.Array) -> np.ndarray:
   """This process's rows of an array divided by rows."""
   shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
   return np.concatenate([np.asarray(shards[k]) for k in sorted(shards)])
-
-
-def _abstract(state: TrainState) -> TrainState:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-    state,
-  )
 
 
 def _report(progress: Progress, pending, stage: str) -> None:

@@ -17,6 +17,7 @@ import optax
 
 from photochat_jax import captions, losses, optim
 from photochat_jax.config import RunConfig, StageConfig
+from photochat_jax.models import vae
 from photochat_jax.models.photochat import PhotoChat, to_signed
 from photochat_jax.state import TrainState
 
@@ -135,7 +136,7 @@ def sample_latents(
   noise = jax.vmap(
     lambda k, x: jax.random.normal(k, x.shape, x.dtype)
   )(captions.keys_for(keys, captions.POSTERIOR), mean)
-  return mean + jnp.exp(0.5 * logvar) * noise
+  return vae.sample(mean, logvar, noise)
 
 
 def loss_terms(

@@ -94,7 +94,8 @@ def test_every_field_has_one_comment():
         bare.append(f"{section.__name__}.{field.name}")
   # The sections themselves are told by their docstrings.
   parts = ("model", "loss", "optim", "ema", "mesh", "checkpoint", "log", "eval")
-  told = {f"RunConfig.{name}" for name in (*parts, "data", "stages")}
+  parts += ("data", "pretrained", "stages")
+  told = {f"RunConfig.{name}" for name in parts}
   assert set(bare) <= told
 
 
@@ -110,12 +111,27 @@ def test_every_field_has_one_comment():
     ({"seed": "one"}, "config.seed must be of type int"),
     ({"eval": 3}, "config.eval is a section"),
     ({"data": {"source": "web"}}, "must be one of synthetic, photochat"),
+    ({"eval": {"sampler": "heun"}}, "config.eval.sampler must be one of ddpm"),
+    ({"eval": {"sampler": "lcm", "sampler_steps": 60}}, "eval.sampler: "),
+    ({"pretrained": {"run": "a", "llm": "b"}}, "give it alone"),
     ({"data": {"source": "photochat"}}, "--config.data.path=DIR"),
     ({"bridge": {"matrix": "dense"}}, "bridge.matrix is 'dense'"),
     ({"bridge": {"max_tokens": 256}}, "must be less than config.data.length"),
     (
       {"model": {"text": {"hidden_size": 32}}},
       "unet.cross_attention_dim is 64 and must equal config.model.text",
+    ),
+    (
+      {"model": {"vision": {"hidden_size": 48}}},
+      "qformer.encoder_hidden_size is 96 and must equal config.model.vision",
+    ),
+    (
+      {"model": {"perceiver": "cnn"}},
+      "model.perceiver must be one of qformer, linear, not 'cnn'",
+    ),
+    (
+      {"model": {"vae": {"tile_size": 40}}},
+      "config.model.vae: tile_size 40 must be a multiple of 16",
     ),
     ({"log": {"every_steps": 0}}, "log.every_steps must be at least 1"),
     ({"stages": {"joint": {"data": "videos"}}}, "joint.data must be one of"),
@@ -137,6 +153,14 @@ def test_what_cannot_be_used_is_told_in_one_sentence(fields, sentence):
   message = str(caught.value)
   assert sentence in message
   assert "\n" not in message and message.endswith((".", "?"))
+
+
+def test_without_a_qformer_its_numbers_do_not_matter():
+  model = {"perceiver": "linear", "vision": {"hidden_size": 48}}
+  run = config_lib.build({"model": model})
+  # 32 x 32 pixels in patches of 8 x 8.
+  assert run.model.num_visual_tokens == 16
+  assert config_lib.RunConfig().model.num_visual_tokens == 4
 
 
 def test_check_path_knows_the_settings_of_any_stage():

@@ -24,7 +24,8 @@ LAYERS = (
   ("metrics.", ("metrics.", "ops.")),
   ("checkpoints.", ("checkpoints.", "models.", "diffusion.", "ops.")),
   # What every run is made of.
-  ("config", ("models.", "diffusion.")),
+  ("config_check", ("diffusion.",)),
+  ("config", ("models.", "diffusion.", "config_check")),
   ("state", ("ops.",)),
   ("optim", ("ops.", "config")),
   ("sharding", ("ops.", "config")),
@@ -32,6 +33,7 @@ LAYERS = (
   ("progress", ("ops.",)),
   ("record", ("config", "checkpoints.")),
   ("inputs", SHARED),
+  ("convert", (*SHARED, "inputs", "record")),
   # From text and photos to text and photos.
   ("decoding", ("ops.", "models.", "diffusion.", "config")),
   ("generate", (*SHARED, "decoding", "inputs")),
@@ -49,9 +51,18 @@ LAYERS = (
     ("ops.", "models.", "config", "state", "optim", "losses", "captions"),
   ),
   ("samples", (*SHARED, "generate")),
+  ("initial", (*SHARED, "optim", "inputs", "record")),
   (
     "train",
-    (*SHARED, "optim", "train_step", "inputs", "samples", "evaluate"),
+    (
+      *SHARED,
+      "optim",
+      "train_step",
+      "inputs",
+      "samples",
+      "initial",
+      "evaluate",
+    ),
   ),
   ("main", ("",)),
 )

@@ -24,7 +24,11 @@ PAD, BOS, EOS, IMG, END = range(5)
 A, B, C = 5, 6, 7
 
 SETTINGS = types.SimpleNamespace(
-  batch_size=2, max_new_tokens=6, sampler_steps=2, guidance=2.0
+  batch_size=2,
+  max_new_tokens=6,
+  sampler="ddim",
+  sampler_steps=2,
+  guidance=2.0,
 )
 
 
@@ -103,7 +107,7 @@ def spec(model, **changes):
     length=24,
     photos_in=2,
     photos_out=2,
-    num_visual_tokens=model.config.qformer.num_query_tokens,
+    num_visual_tokens=model.config.num_visual_tokens,
     vision_size=model.config.vision.image_size,
     photo_size=model.photo_shape[0],
     caption_tokens=3,

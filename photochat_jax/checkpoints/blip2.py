@@ -51,16 +51,20 @@ def read_config(
   for name in ("vision_config", "qformer_config"):
     part = settings.get(name) or {}
     if not isinstance(part, Mapping):
-      raise WeightsError(f"The config of {PART} has {name}={part!r}.")
+      raise WeightsError(
+        f"The config of {PART} has {name}={settings_lib.shown(part)}; it must "
+        "be a JSON object."
+      )
     settings_lib.check_fixed(part, {"hidden_act": ("gelu",)}, PART)
     parts.append(part)
   vision, qformer = parts
   numbers = settings_lib.take(qformer, _QFORMER, PART)
   numbers |= settings_lib.take(settings, {"num_query_tokens": 32}, PART)
+  seen = settings_lib.take(vision, _VISION, PART)
+  # Whatever the file says, as in transformers' Blip2Config.
+  numbers["encoder_hidden_size"] = seen["hidden_size"]
   return (
-    settings_lib.build(
-      ViTConfig, PART, **settings_lib.take(vision, _VISION, PART)
-    ),
+    settings_lib.build(ViTConfig, PART, **seen),
     settings_lib.build(QFormerConfig, PART, **numbers),
   )
 

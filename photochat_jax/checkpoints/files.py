@@ -23,6 +23,8 @@ MODEL, DIFFUSION = "model", "diffusion_pytorch_model"
 """How transformers and diffusers call their weights."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")
+# Of a zip, as torch saves now, and of torch's magic number before that.
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 _DTYPES = {
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
@@ -30,11 +32,20 @@ _DTYPES = {
   "F64": np.dtype(np.float64),
 }
 _LFS = b"version https://git-lfs"
+# An owner and a name; ./here and ../there are folders.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHARD_BYTES = 4 * 1024**3
 
 
 class WeightsError(ValueError):
   """A folder of weights cannot be used; the message says what to do."""
+
+
+def reason(error: Exception, most: int = 160) -> str:
+  """A complaint, cut to `most` letters, as part of a sentence of ours."""
+  text = " ".join(str(error).split()).removesuffix(".")
+  text = text or type(error).__name__
+  return text if len(text) <= most else f"{text[:most]}..."
 
 
 def find_folder(name: str, patterns: Iterable[str] = ()) -> epath.Path:
@@ -56,8 +67,11 @@ def find_folder(name: str, patterns: Iterable[str] = ()) -> epath.Path:
     raise WeightsError(
       f"{name} is a file; give the folder which holds config.json."
     )
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-    raise WeightsError(f"There is no folder {name}.")
+  if not _HUB_ID.fullmatch(str(name)):
+    raise WeightsError(
+      f"There is no folder {name}; give the folder of a checkpoint, or a hub "
+      "id such as owner/name."
+    )
   import huggingface_hub
 
   try:
@@ -65,9 +79,10 @@ def find_folder(name: str, patterns: Iterable[str] = ()) -> epath.Path:
       str(name), allow_patterns=list(patterns) or None
     )
   except Exception as error:  # Its own, those of HTTP and of the system.
-    reason = str(error).strip().splitlines()[0]
     raise WeightsError(
-      f"{name} is no folder here and could not be had from the hub: {reason}"
+      f"{name} is no folder here and could not be had from the hub "
+      f"({reason(error)}); check the name, the network and, where the owner "
+      "asks for consent, `hf auth login`, or give a local folder."
     ) from error
   return epath.Path(found)
 
@@ -83,11 +98,17 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
   if data.startswith(_LFS):
     raise _pointer(path)
   try:
-    content = json.loads(data)
-  except ValueError as error:
-    raise WeightsError(f"{path} is not JSON: {error}.") from error
+    content = json.loads(data, parse_constant=_constant)
+  # Nested a thousand times, it is more than the parser's stack holds.
+  except (ValueError, RecursionError) as error:
+    raise WeightsError(
+      f"{path} is not JSON ({reason(error)}); fetch it again."
+    ) from error
   if not isinstance(content, dict):
-    raise WeightsError(f"{path} must hold a JSON object.")
+    raise WeightsError(
+      f"{path} must hold a JSON object, not a {type(content).__name__}; fetch "
+      "it again."
+    )
   return content
 
 
@@ -97,8 +118,13 @@ def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
 
 
 def sha256(path: epath.PathLike) -> str:
-  """The SHA-256 of a file's content, in hexadecimal."""
-  with epath.Path(path).open("rb") as file:
+  """The SHA-256 of a file's content, in hexadecimal.
+
+  Raises:
+    WeightsError: it cannot be read.
+  """
+  path = epath.Path(path)
+  with _opened(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -170,9 +196,10 @@ class Tensors(Mapping[str, Tensor]):
         )
     if index is not None and set(index) != set(self._tensors):
       odd = sorted(set(index) ^ set(self._tensors))
+      more = f" and {len(odd) - 1} more tensors" if odd[1:] else ""
       raise WeightsError(
-        f"The index of {self.folder} and its weight files differ in "
-        f"{odd[0]!r} and {len(odd) - 1} more tensors; fetch the folder again."
+        f"The index in {self.folder} and the weight files there differ in "
+        f"{odd[0]!r}{more}; fetch the folder again."
       )
 
   def __getitem__(self, key: str) -> Tensor:
@@ -288,25 +315,27 @@ def _find(
   for name in names:
     if os.path.basename(name) != name or not name.endswith(".safetensors"):
       raise WeightsError(
-        f"{path} names {name!r}, which is no safetensors file of its folder."
+        f"{path} names {name!r}, which is no safetensors file of its folder; "
+        "fetch it again."
       )
     if not (folder / name).exists():
       raise WeightsError(
-        f"{folder} lacks {name}, which its index names; fetch it again."
+        f"{folder} lacks {name!r}, which its index names; fetch it again."
       )
   return names, index
 
 
 def _no_weights(folder: epath.Path, stem: str) -> WeightsError:
-  names = sorted(path.name for path in folder.iterdir())
+  try:
+    names = sorted(path.name for path in folder.iterdir())
+  except OSError as error:
+    return WeightsError(
+      f"{folder} is no folder that can be read ({reason(error)}); fetch the "
+      "checkpoint whole."
+    )
   pickles = [name for name in names if name.endswith(_PICKLES)]
   if pickles:
-    return WeightsError(
-      f"{folder} holds its weights as {pickles[0]}, a format that can run "
-      "code when opened and is not read here: convert it with `from_pretrained"
-      "(DIR).save_pretrained(OUT)` of transformers or diffusers (which writes "
-      "safetensors) on a machine you can spare."
-    )
+    return _pickle(folder / pickles[0])
   return WeightsError(
     f"{folder} holds no {stem}.safetensors and no index of one; fetch the "
     "checkpoint's safetensors files."
@@ -317,10 +346,13 @@ def _open(path: epath.Path):
   try:
     return safetensors.safe_open(path, framework="np")
   except (safetensors.SafetensorError, OSError) as error:
-    if path.exists() and _read_bytes(path, len(_LFS)) == _LFS:
+    start = _read_bytes(path, len(_LFS))
+    if start == _LFS:
       raise _pointer(path) from error
+    if start.startswith(_PICKLE_STARTS):
+      raise _pickle(path) from error
     raise WeightsError(
-      f"{path} cannot be read ({error}); fetch it again."
+      f"{path} is no whole safetensors file ({reason(error)}); fetch it again."
     ) from error
 
 
@@ -331,13 +363,36 @@ def _pointer(path: epath.Path) -> WeightsError:
   )
 
 
-def _read_bytes(path: epath.Path, size: int = -1) -> bytes:
+def _pickle(path: epath.Path) -> WeightsError:
+  return WeightsError(
+    f"{path} holds weights in a format that can run code when opened and is "
+    "not read here; convert it with `from_pretrained(DIR).save_pretrained(OUT)`"
+    " of transformers or diffusers (which writes safetensors) on a machine you "
+    "can spare."
+  )
+
+
+def _constant(name: str) -> float:
+  """Infinity is a limit that schedulers write; NaN is never meant."""
+  if name == "NaN":
+    raise ValueError("NaN is no number")
+  return float(name)
+
+
+def _opened(path: epath.Path):
   try:
-    with path.open("rb") as file:
-      return file.read(size)
+    return path.open("rb")
   except FileNotFoundError:
     raise WeightsError(
       f"There is no {path.name} in {path.parent}; fetch the checkpoint whole."
     ) from None
   except OSError as error:
-    raise WeightsError(f"{path} cannot be read: {error}.") from error
+    raise WeightsError(
+      f"{path} cannot be read ({reason(error)}); see to it that it is a file "
+      "and that you may read it."
+    ) from error
+
+
+def _read_bytes(path: epath.Path, size: int = -1) -> bytes:
+  with _opened(path) as file:
+    return file.read(size)

@@ -13,12 +13,14 @@ from photochat_jax.checkpoints import settings as settings_lib
 from photochat_jax.checkpoints import tables
 from photochat_jax.checkpoints.files import WeightsError
 from photochat_jax.models.llama import LlamaConfig
+from photochat_jax.ops import rope
 
 PART = "the language model"
 _FIXED = {
   "hidden_act": ("silu",),
   "attention_bias": (False,),
   "mlp_bias": (False,),
+  "partial_rotary_factor": (1.0, None),
   "quantization_config": (None,),
 }
 # The defaults of transformers' LlamaConfig.
@@ -33,6 +35,12 @@ _FIELDS = {
   "max_position_embeddings": 2048,
 }
 _ROPE_TYPES = ("default", "linear", "llama3")
+_ROPE_NUMBERS = {
+  "factor": 1.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 2048,
+}
 
 
 def read_config(settings: Mapping[str, Any], **overrides: Any) -> LlamaConfig:
@@ -50,36 +58,56 @@ def read_config(settings: Mapping[str, Any], **overrides: Any) -> LlamaConfig:
   settings_lib.check_fixed(settings, _FIXED, PART)
   numbers = settings_lib.take(settings, _FIELDS, PART)
   heads = numbers["num_attention_heads"]
-  numbers["num_key_value_heads"] = settings.get("num_key_value_heads") or heads
-  numbers["head_dim"] = settings.get("head_dim")
+  numbers |= settings_lib.take(settings, {"num_key_value_heads": heads}, PART)
+  numbers["head_dim"] = None
+  if settings.get("head_dim") is not None:
+    numbers |= settings_lib.take(
+      settings, {"head_dim": settings_lib.REQUIRED}, PART
+    )
   numbers |= _read_rope(settings)
-  return settings_lib.build(LlamaConfig, PART, **numbers | overrides)
+  config = settings_lib.build(LlamaConfig, PART, **numbers | overrides)
+  with np.errstate(all="ignore"):
+    angles = settings_lib.build(
+      rope.rope_frequencies,
+      PART,
+      head_dim=config.size_per_head,
+      theta=config.rope_theta,
+      scaling=config.rope_scaling,
+    )
+  if not np.isfinite(angles).all():
+    raise WeightsError(
+      f"The config of {PART} has rope settings {dict(config.rope_scaling)} "
+      "that give no angles; fetch it again."
+    )
+  return config
 
 
 def _read_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
-  rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-  if not isinstance(rope, Mapping):
-    raise WeightsError(f"The config of {PART} has rope settings {rope!r}.")
-  scaling = dict(rope)
-  if "type" in scaling:  # How transformers before 4.43 called it.
-    scaling.setdefault("rope_type", scaling.pop("type"))
-  theta = scaling.pop("rope_theta", settings.get("rope_theta") or 10000.0)
-  kind = scaling.setdefault("rope_type", "default")
+  given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+  if not isinstance(given, Mapping):
+    raise WeightsError(
+      f"The config of {PART} has rope settings {settings_lib.shown(given)}; "
+      "they must be a JSON object."
+    )
+  given = {"rope_theta": settings.get("rope_theta"), **given}
+  # How transformers before 4.43 called it.
+  kind = given.get("rope_type") or given.get("type") or "default"
   if kind not in _ROPE_TYPES:
     raise WeightsError(
-      f"The config of {PART} has rope_type {kind!r}; only "
-      f"{', '.join(_ROPE_TYPES)} are implemented."
+      f"The config of {PART} has rope_type {settings_lib.shown(kind)}; take a "
+      f"checkpoint where it is {' or '.join(map(repr, _ROPE_TYPES))}."
     )
-  if scaling.pop("partial_rotary_factor", 1.0) != 1.0:
-    raise WeightsError(
-      f"The config of {PART} has a partial_rotary_factor, which is not "
-      "implemented."
-    )
-  plain = kind == "default"
-  return {
-    "rope_theta": float(theta),
-    "rope_scaling": None if plain else scaling,
-  }
+  settings_lib.check_fixed(given, {"partial_rotary_factor": (1.0,)}, PART)
+  theta = settings_lib.take(given, {"rope_theta": 10000.0}, PART)
+  if kind == "default":
+    return {**theta, "rope_scaling": None}
+  if kind == "llama3":  # As in transformers.
+    length = settings.get("max_position_embeddings")
+    given = {"original_max_position_embeddings": length, **given}
+  # What is missing, `rope_frequencies` says.
+  there = {k: v for k, v in _ROPE_NUMBERS.items() if given.get(k) is not None}
+  scaling = settings_lib.take(given, there, PART)
+  return {**theta, "rope_scaling": {"rope_type": kind, **scaling}}
 
 
 def write_config(
@@ -134,8 +162,8 @@ def table(
   rows = config.vocab_size if rows is None else rows
   if rows > config.vocab_size:
     raise WeightsError(
-      f"The checkpoint has {rows} tokens and vocab_size is "
-      f"{config.vocab_size}; it must be at least as large."
+      f"The language model's checkpoint has {rows} tokens and vocab_size is "
+      f"{config.vocab_size}; set it to {rows} or more."
     )
   layers = range(config.num_hidden_layers)
   start = "model.layers.{layer}."

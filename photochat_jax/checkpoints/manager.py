@@ -4,13 +4,17 @@ A checkpoint `WORKDIR/checkpoints/<step>/` has three items: `weights` (all of
 the state but the optimiser), `optimizer`, and `meta` (JSON). Both array items
 are plain nested dicts of arrays by name, so that reading one needs neither the
 classes of this package nor optax, and inference does not read the optimiser.
+`meta` holds a digest of every array, because Orbax restores a file with a
+flipped bit without a word.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -116,7 +120,12 @@ class Checkpoints:
     if optimizer:
       tree = partition.unflatten(optimizer)
       items["optimizer"] = ocp.args.StandardSave(tree)
-    meta = {**meta, "model": self._model, "has_optimizer": bool(optimizer)}
+    meta = {
+      **meta,
+      "model": self._model,
+      "has_optimizer": bool(optimizer),
+      "digests": _digests({**weights, **optimizer}),
+    }
     items["meta"] = ocp.args.JsonSave(meta)
     return self._manager.save(step, args=ocp.args.Composite(**items))
 
@@ -126,6 +135,13 @@ class Checkpoints:
     meta = dict(self._read(step, "meta", ocp.args.JsonRestore()))
     self._check_model(step, meta)
     return meta
+
+  def dtypes(self, step: int | None = None) -> dict[str, Any]:
+    """Returns the dtype of every saved weight of a step, by its path."""
+    step = self._step(step)
+    with self._reading(step):
+      saved = dict(self._manager.item_metadata(step).get("weights") or {})
+    return {path: leaf.dtype for path, leaf in partition.flatten(saved).items()}
 
   def restore(self, abstract: Any, step: int | None = None) -> Any:
     """Reads a state.
@@ -141,10 +157,11 @@ class Checkpoints:
 
     Raises:
       CheckpointError: if there is none, it was saved by a run with other model
-        settings, or a leaf is missing, extra, or of another shape or dtype.
+        settings, a leaf is missing, extra, or of another shape or dtype, or
+        the values are not those that were saved.
     """
     step = self._step(step)
-    self.read_meta(step)
+    digests = self.read_meta(step).get("digests") or {}
     weights, optimizer = _items(abstract)
     wanted = {"weights": weights}
     if optimizer:
@@ -158,6 +175,17 @@ class Checkpoints:
     for item, leaves in wanted.items():
       tree = ocp.args.StandardRestore(partition.unflatten(leaves))
       found.update(partition.flatten(self._read(step, item, tree)))
+    changed = [
+      path
+      for path, digest in _digests(found).items()
+      if digests.get(path, digest) != digest
+    ]
+    if changed:
+      raise CheckpointError(
+        f"The checkpoint of step {step} in {self.directory} is damaged: "
+        f"{', '.join(changed[:10])} are not what was saved; remove its folder "
+        "to go on from the one before it."
+      )
     paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
     logging.info("Restored step %d from %s.", step, self.directory)
     return jax.tree_util.tree_unflatten(
@@ -250,3 +278,19 @@ def _items(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
   }
   weights = {p: leaf for p, leaf in leaves.items() if p not in optimizer}
   return weights, optimizer
+
+
+def _digests(leaves: dict[str, Any]) -> dict[str, str]:
+  """SHA-256 of each array's dtype, shape and bytes, by its path.
+
+  Arrays that this process holds only in part are left out.
+  """
+  digests = {}
+  for path, leaf in leaves.items():
+    if not getattr(leaf, "is_fully_addressable", True):
+      continue
+    array = np.ascontiguousarray(leaf)
+    content = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    content.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    digests[path] = content.hexdigest()
+  return digests

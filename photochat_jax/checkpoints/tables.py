@@ -21,6 +21,8 @@ import numpy as np
 from photochat_jax.checkpoints.files import WeightsError
 from photochat_jax.ops import partition
 
+_TOLD = 12
+
 
 class TableError(WeightsError):
   """Weights that do not fit a model.
@@ -52,10 +54,12 @@ class TableError(WeightsError):
       for key, found, wanted in misshapen:
         shapes[f"are {list(found)} and must be {list(wanted)}"].append(key)
       told = [f"{_grouped(keys)} {what}" for what, keys in shapes.items()]
-      parts.append(f"{len(misshapen)} of another shape: {'; '.join(told)}")
+      told = _shortened(told, "; ")
+      parts.append(f"{len(misshapen)} of another shape: {told}")
     parts += faults
     super().__init__(
-      f"The weights of {name} do not fit its config: {'; '.join(parts)}."
+      f"The weights of {name} do not fit its config: {'; '.join(parts)}; take "
+      "both whole from one checkpoint."
     )
 
 
@@ -257,11 +261,12 @@ def match(
       another shape or type.
   """
   wanted = entries(table, abstract)
-  names, extra, faults = {}, [], []
+  names, extra, twice = {}, [], []
+  stored = collections.defaultdict(list)
   for name in tensors:
     key = table.canonical(name)
     if key in names:
-      faults.append(f"{names[key]} and {name} are the same tensor")
+      twice.append(name)
     elif key in wanted:
       names[key] = name
     elif not table.ignores(key):
@@ -273,9 +278,16 @@ def match(
       misshapen.append((name, shape, wanted[key].shape))
     try:
       _ = tensors[name].dtype
-    except WeightsError as error:
-      faults.append(str(error).removesuffix("."))
+    except WeightsError:
+      stored[tensors[name].stored].append(name)
   missing = [key for key in wanted if key not in names]
+  faults = [
+    f"{_grouped(keys)} stored as {kind}, but only float32, float16 and bfloat16"
+    " can be read, nothing quantised"
+    for kind, keys in stored.items()
+  ]
+  if twice:
+    faults.append(f"{_grouped(twice)} there a second time by another name")
   if missing or extra or misshapen or faults:
     raise TableError(table.name, missing, extra, misshapen, faults)
   return wanted, names
@@ -304,23 +316,36 @@ def read(
 
   Raises:
     TableError: the tensors do not fit, see `match`.
+    WeightsError: a value is NaN or infinite.
   """
   wanted, names = match(table, abstract, tensors)
   by_path = collections.defaultdict(list)
   for entry in wanted.values():
     by_path[entry.path].append(entry)
-  leaves = {}
-  for path, leaf in partition.flatten(abstract).items():
-    parts = by_path[path]
-    stored = [np.dtype(tensors[names[part.key]].dtype) for part in parts]
-    out = np.empty(leaf.shape, dtype or np.result_type(*stored))
-    for part in parts:
-      tensor = np.asarray(tensors[names[part.key]])
-      layer = out if part.index is None else out[part.index]
-      part.transform.read(tensor, layer)
+
+  def filled(path, shape):
+    stored = [np.dtype(tensors[names[e.key]].dtype) for e in by_path[path]]
+    out = np.empty(shape, dtype or _widest(stored))
+    for entry in by_path[path]:
+      name = names[entry.key]
+      tensor = np.asarray(tensors[name])
+      if not _finite(tensor):
+        raise WeightsError(
+          f"{name} in the weights of {table.name} has values that are NaN or "
+          "infinite; fetch them again, or take another checkpoint."
+        )
+      layer = out if entry.index is None else out[entry.index]
+      entry.transform.read(tensor, layer)
       del tensor  # Before the next one is read.
-    leaves[path] = place(path, out)
-  return partition.unflatten(leaves)
+    return out
+
+  # No name for the array here: it is gone before the next one is made.
+  return partition.unflatten(
+    {
+      path: place(path, filled(path, leaf.shape))
+      for path, leaf in partition.flatten(abstract).items()
+    }
+  )
 
 
 def write(table: Table, params: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -340,12 +365,44 @@ def write(table: Table, params: Any) -> Iterator[tuple[str, np.ndarray]]:
     yield entry.key, entry.transform.write(layer)
 
 
+def _widest(dtypes: Sequence[np.dtype]) -> np.dtype:
+  """What holds all of them; the two half precisions meet in float32."""
+  if len(set(dtypes)) == 1:
+    return dtypes[0]
+  return np.result_type(np.float32, *(d for d in dtypes if d.itemsize > 2))
+
+
+def _finite(array: np.ndarray) -> bool:
+  """Whether all values are finite, at the speed of memory.
+
+  The bits of floats, read as integers, are in the order of their sizes: the
+  positive ones signed, the negative ones unsigned.
+  """
+  if np.issubdtype(array.dtype, np.integer):
+    return True
+  signed, unsigned = (f"{kind}{array.dtype.itemsize}" for kind in "iu")
+  limit = np.array([np.inf, -np.inf], array.dtype)
+  return bool(
+    array.view(signed).max(initial=0) < limit.view(signed)[0]
+    and array.view(unsigned).max(initial=0) < limit.view(unsigned)[1]
+  )
+
+
 def _grouped(keys: Iterable[str]) -> str:
   """Keys in a line, those that differ in numbers alone only once."""
   groups = collections.defaultdict(list)
   for key in keys:
     groups[re.sub(r"\d+", "*", key)].append(key)
-  return ", ".join(
+  told = [
     group[0] if len(group) == 1 else f"{shape} ({len(group)})"
     for shape, group in groups.items()
-  )
+  ]
+  return _shortened(told, ", ")
+
+
+def _shortened(told: Sequence[str], comma: str) -> str:
+  """What fits a message: the first few, and how many more there are."""
+  more = len(told) - _TOLD
+  shown = [text if text.isprintable() else repr(text) for text in told[:_TOLD]]
+  shown = [text if len(text) <= 120 else f"{text[:120]}..." for text in shown]
+  return comma.join(shown) + (f" and {more} more" if more > 0 else "")

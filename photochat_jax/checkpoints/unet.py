@@ -77,28 +77,39 @@ def read_config(settings: Mapping[str, Any]) -> UNetConfig:
   if down != up[::-1]:
     raise WeightsError(
       f"The config of {PART} attends in other blocks on the way up than on "
-      "the way down, which is not implemented."
+      "the way down, which is not implemented; take another checkpoint."
     )
   # diffusers calls the number of heads the width of one; where the right name
   # is there it counts.
-  heads = settings.get("num_attention_heads")
-  if heads is None:
-    heads = settings.get("attention_head_dim", 8)
-  heads = tuple(heads) if isinstance(heads, list | tuple) else heads
-  return settings_lib.build(
-    UNetConfig, PART, attention=down, num_attention_heads=heads, **numbers
+  name = "num_attention_heads"
+  if settings.get(name) is None:
+    name = "attention_head_dim"
+  several = isinstance(settings.get(name), list)
+  heads = settings_lib.take(settings, {name: (8,) if several else 8}, PART)
+  config = settings_lib.build(
+    UNetConfig, PART, attention=down, num_attention_heads=heads[name], **numbers
   )
+  halves = 2 ** (len(down) - 1)
+  if config.sample_size % halves:
+    raise WeightsError(
+      f"The config of {PART} has sample_size={config.sample_size}; it must be "
+      f"a multiple of {halves} to be halved {len(down) - 1} times."
+    )
+  return config
 
 
 def _attention(
   settings: Mapping[str, Any], name: str, kinds: Mapping[str, bool]
 ) -> tuple[bool, ...]:
-  blocks = settings.get(name, [])
-  unknown = [block for block in blocks if block not in kinds]
-  if unknown or not blocks:
+  blocks = settings.get(name)
+  if (
+    not isinstance(blocks, list | tuple)
+    or not blocks
+    or any(block not in list(kinds) for block in blocks)
+  ):
     raise WeightsError(
-      f"The config of {PART} has {name}={blocks!r}; only "
-      f"{' and '.join(kinds)} are implemented."
+      f"The config of {PART} has {name}={settings_lib.shown(blocks)}; take a "
+      f"checkpoint with a list of {' and '.join(kinds)} alone."
     )
   return tuple(kinds[block] for block in blocks)
 

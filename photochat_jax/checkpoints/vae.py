@@ -42,11 +42,13 @@ def read_config(settings: Mapping[str, Any]) -> VAEConfig:
   numbers = settings_lib.take(settings, _FIELDS, PART)
   levels = len(numbers["block_out_channels"])
   for name, kind in (("down_block_types", _DOWN), ("up_block_types", _UP)):
-    blocks = list(settings.get(name, ()))
+    blocks = settings.get(name)
+    blocks = list(blocks) if isinstance(blocks, tuple) else blocks
     if blocks != [kind] * levels:
       raise WeightsError(
-        f"The config of {PART} has {name}={blocks!r}; it must be {kind!r}, "
-        f"once for each of the {levels} block_out_channels."
+        f"The config of {PART} has {name}={settings_lib.shown(blocks)}; it "
+        f"must be a list of {kind!r}, once for each of the {levels} "
+        "block_out_channels."
       )
   return settings_lib.build(VAEConfig, PART, **numbers)
 

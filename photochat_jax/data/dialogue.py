@@ -17,24 +17,16 @@ with no caption. Template `llama2`, one round of a dialogue, K = 2, n = 4:
 before): 1 is the model's text and end of turn, 2 its caption with both marks;
 the other side and visual slots (padding ids) bear no loss. With
 `text_on='all'`, the released code's way, the other side's text and the
-template bear loss 1 too, all but the first `<s>`. The next round follows with
+template bear loss 1 too, all but the first token. The next round follows with
 its own `<s>`; positions run on. If the model speaks first, an empty turn of
 the other side stands before it.
 
-| template | a round, `</s>` ends the model's turn                          |
-|----------|----------------------------------------------------------------|
-| llama2   | `<s> [INST] user [/INST] model </s>`, Llama 2's chat form: the |
-|          | marks are plain text; the first user turn opens with           |
-|          | `<<SYS>>\n system \n<</SYS>>\n\n` unless the prompt is empty   |
-| bare     | `<s> user </s> model </s>`: three control ids a round; the     |
-|          | first user turn opens with `system \n`                         |
+What stands around turns is the template's, see `data/spec.py`. Everything is
+built from ids and each turn is encoded by itself, its texts as if joined with
+a space, so a prompt is a prefix of the example it was cut from. What a user
+types gives neither a control id nor a mark: marks are broken with a space.
 
-Everything is built from ids and each turn is encoded by itself (like joining
-with a space), so a prompt is a prefix of the example it was cut from. What a
-user types can give neither a control id nor, for `llama2`, a template mark: a
-mark in a turn is broken with a space.
-
-Source: Guo et al. 2024 (arXiv 2408.08650), section 3; Llama 2's chat format.
+Source: Guo et al. 2024 (arXiv 2408.08650), section 3.
 """
 
 import dataclasses
@@ -46,7 +38,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from photochat_jax.data import photochat
-from photochat_jax.data.spec import DataSpec, LeftOut, make_template
+from photochat_jax.data.spec import (
+  DataSpec,
+  LeftOut,
+  encode_after,
+  make_template,
+)
 
 # Values of `loss_kind`.
 NONE, TEXT, CAPTION = 0, 1, 2
@@ -279,7 +276,11 @@ def _sided(turns, side, tokenizer, spec, template) -> list[_Turn]:
     for part in itertools.chain.from_iterable(s.parts for s in group):
       if isinstance(part, str):
         part = template.disarm(part)
-        pieces.append(_Piece(tokenizer.encode(part), text=part))
+        if pieces:
+          ids = encode_after(pieces[-1].text, part, tokenizer)
+        else:
+          ids = template.encode(part)
+        pieces.append(_Piece(ids, text=part))
         continue
       tokens, cut = [], False
       if own:
@@ -346,7 +347,7 @@ def _lay_out(
     # In one string with the text after it, as Llama 2 encodes it.
     first = list(turns[0].pieces)
     text = first.pop(0).text if first and first[0].text else ""
-    opening = _Piece(tokenizer.encode(template.preamble + text))
+    opening = _Piece(template.encode(template.preamble + text))
     turns = [_Turn(False, [opening, *first]), *turns[1:]]
 
   tokens, kinds, visual = [], [], []
@@ -360,7 +361,7 @@ def _lay_out(
 
   for t, (own, pieces) in enumerate(turns):
     if not own:
-      put(template.start)
+      put(template.start if t else template.opening)
     for piece in pieces:
       if own and piece.photo:
         ids = np.asarray(piece.tokens[1:-1], np.int32)

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 80_000_000
 """Photos with more pixels are refused before they are decoded."""
 
+_LONG = 64  # Photos longer than that, in widths, are not resized as a whole.
+
 # Formats with a decoder that only decodes: EPS, say, starts a program.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
@@ -94,9 +96,9 @@ def _read(path: epath.PathLike) -> Image.Image:
 def crop_square(image: Image.Image, size: int) -> np.ndarray:
   """Brings the shorter side to `size`, bicubic, and keeps the middle square.
 
-  Resizing and then cropping (CLIP's image processor) gives the same but for
-  rounding; here what would be cropped is never made, so that a line of
-  1 x 80,000,000 pixels costs nothing.
+  As CLIP's image processor does. Of very long photos only the square is made,
+  which is the same but for rounding, so that a line of 1 x 80,000,000 pixels
+  costs nothing.
 
   Args:
     image: RGB.
@@ -109,6 +111,9 @@ def crop_square(image: Image.Image, size: int) -> np.ndarray:
   short = min(width, height)
   wide, high = size * width // short, size * height // short
   left, top = (wide - size) // 2, (high - size) // 2
+  if max(wide, high) <= _LONG * size:
+    whole = image.resize((wide, high), Image.Resampling.BICUBIC)
+    return np.asarray(whole.crop((left, top, left + size, top + size)))
   box = (
     left * width / wide,
     top * height / high,

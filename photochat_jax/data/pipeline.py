@@ -22,6 +22,9 @@ from photochat_jax.data import images, packing, photochat
 from photochat_jax.data import index as index_lib
 from photochat_jax.data.spec import DataSpec
 
+Shapes = dict[str, tuple[tuple[int, ...], Any]]
+_PACKED = ("dialogues", "descriptions")
+
 KINDS = ("dialogues", "descriptions", "captions", "photos")
 
 # Decoded photos that are kept in memory, in bytes of pixels.
@@ -124,7 +127,7 @@ class Pipeline:
     self._broken: set[str] = set()
     if kind == "descriptions":
       dialogues = index_lib.as_questions(dialogues)
-    self._packed = kind in ("dialogues", "descriptions")
+    self._packed = kind in _PACKED
     if self._packed:
       self._examples, self._counts = index_lib.build_index(
         dialogues, spec, llm_tokenizer, clip_tokenizer
@@ -210,35 +213,9 @@ class Pipeline:
         raise failed[0] from None
       raise
 
-  def element_spec(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+  def element_spec(self) -> Shapes:
     """Shape without B, and dtype, of every array of a batch."""
-    s, m = self.spec, self._clip.max_length
-    length, n = s.length, s.caption_tokens
-    q = s.photos_out if self._packed else 1
-    spec = {
-      "photos_out": ((q, s.photo_size, s.photo_size, 3), np.uint8),
-      "photos_out_mask": ((q,), np.bool_),
-      "example_id": ((q,), np.uint32),
-    }
-    if self.kind != "photos":
-      spec["clip_tokens"] = ((q, m), np.int32)
-    if self._packed:
-      seen = (s.photos_in, s.vision_size, s.vision_size, 3)
-      spec |= {
-        "tokens": ((length,), np.int32),
-        "segments": ((length,), np.int32),
-        "positions": ((length,), np.int32),
-        "loss_kind": ((length,), np.int8),
-        "visual_index": ((length,), np.int32),
-        "photos_in": (seen, np.uint8),
-        "photos_in_mask": ((s.photos_in,), np.bool_),
-        "caption_index": ((q, n), np.int32),
-        "caption_mask": ((q, n), np.bool_),
-        "caption_tokens": ((q, n), np.int32),
-        "caption_final": ((q, n), np.bool_),
-        "alignment": ((q, m, n), np.float32),
-      }
-    return spec
+    return element_spec(self.spec, self.kind, self._clip.max_length)
 
   def describe(self) -> dict[str, float]:
     """Counts of what the data hold and of what was left out or cut."""
@@ -326,6 +303,43 @@ class Pipeline:
         self._load_out(row, q, caption.photo, number, step)
         q += 1
       start += count
+
+
+def element_spec(spec: DataSpec, kind: str, slots: int) -> Shapes:
+  """Shape without B, and dtype, of every array of a batch.
+
+  Args:
+    spec: shapes.
+    kind: 'photos', 'captions', 'descriptions' or 'dialogues'.
+    slots: of the text encoder, m.
+  """
+  length, n = spec.length, spec.caption_tokens
+  packed = kind in _PACKED
+  q = spec.photos_out if packed else 1
+  shapes = {
+    "photos_out": ((q, spec.photo_size, spec.photo_size, 3), np.uint8),
+    "photos_out_mask": ((q,), np.bool_),
+    "example_id": ((q,), np.uint32),
+  }
+  if kind != "photos":
+    shapes["clip_tokens"] = ((q, slots), np.int32)
+  if packed:
+    seen = (spec.photos_in, spec.vision_size, spec.vision_size, 3)
+    shapes |= {
+      "tokens": ((length,), np.int32),
+      "segments": ((length,), np.int32),
+      "positions": ((length,), np.int32),
+      "loss_kind": ((length,), np.int8),
+      "visual_index": ((length,), np.int32),
+      "photos_in": (seen, np.uint8),
+      "photos_in_mask": ((spec.photos_in,), np.bool_),
+      "caption_index": ((q, n), np.int32),
+      "caption_mask": ((q, n), np.bool_),
+      "caption_tokens": ((q, n), np.int32),
+      "caption_final": ((q, n), np.bool_),
+      "alignment": ((q, slots, n), np.float32),
+    }
+  return shapes
 
 
 def _tensorflow() -> Any:

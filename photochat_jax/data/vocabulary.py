@@ -205,7 +205,8 @@ def build_vocabulary_map(
     ending after it.
   * `internal`: the same, its last word going on.
 
-  Bytes that are no character alone become CLIP's pieces of the same bytes.
+  Bytes that are no character alone become CLIP's pieces of the same bytes,
+  white space and ASCII capitals as everywhere.
 
   Args:
     llm_tokenizer: the language model's.
@@ -247,7 +248,8 @@ def _words(clip_tokenizer, written: bytes) -> list[bytes]:
   try:
     return clip_tokenizer.words(written.decode())
   except UnicodeDecodeError:
-    return [written]
+    # Part of a character; what stands before it is as CLIP would have it.
+    return written.lower().split()
 
 
 def _closes(written: bytes) -> bool:

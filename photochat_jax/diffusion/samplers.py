@@ -10,91 +10,92 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from photochat_jax.diffusion import schedule
+from photochat_jax.diffusion import plans, schedule, solvers
 
 Denoise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+SAMPLERS: dict[str, Callable[..., plans.Plan]] = {
+  "ddpm": solvers.ddpm,
+  "ddim": solvers.ddim,
+  "pndm": solvers.pndm,
+  "euler": solvers.euler,
+  "dpm++2m": solvers.dpm_solver,
+  "lcm": solvers.lcm,
+}
+"""Samplers by name: (config, num_steps) -> plan; 'ddim' takes eta too."""
 
-def timesteps(config: schedule.ScheduleConfig, num_steps: int) -> np.ndarray:
-  """Training steps that a sampler of `num_steps` visits, falling.
 
-  The three spacings are diffusers' (table 2 of arXiv:2305.08891).
-
-  Args:
-    config: the schedule.
-    num_steps: how many to visit.
-
-  Returns:
-    int32[num_steps].
+def plan(
+  config: schedule.ScheduleConfig,
+  sampler: str,
+  num_steps: int,
+  eta: float = 0.0,
+) -> plans.Plan:
+  """What a sampler will do.
 
   Raises:
-    ValueError: there are not that many training steps.
+    ValueError: there is no such sampler, or the numbers do not suit it.
   """
-  total = config.num_train_timesteps
-  if not 1 <= num_steps <= total:
-    raise ValueError(
-      f"num_steps is {num_steps}; choose between 1 and the "
-      f"{total} training steps."
-    )
-  if config.timestep_spacing == "linspace":
-    steps = np.linspace(0, total - 1, num_steps).round()[::-1]
-  elif config.timestep_spacing == "leading":
-    steps = np.arange(num_steps)[::-1] * (total // num_steps)
-    steps = steps + config.steps_offset
-  else:
-    # An index, not a running sum: rounding must not add or lose a step.
-    steps = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1
-  if steps[0] >= total:
-    raise ValueError(
-      f"{num_steps} leading steps with steps_offset {config.steps_offset} "
-      f"pass the last of {total}; choose fewer steps or spacing trailing."
-    )
-  return steps.astype(np.int32)
+  schedule.check_sampler(config, sampler)
+  if sampler == "ddim":
+    if not 0 <= eta <= 1:
+      raise ValueError(f"eta is {eta}; choose between 0 and 1.")
+    return solvers.ddim(config, num_steps, eta)
+  if eta:
+    raise ValueError(f"eta is {eta}, which is for the sampler ddim alone.")
+  return SAMPLERS[sampler](config, num_steps)
 
 
-def ddim(
+def sample(
   config: schedule.ScheduleConfig,
+  sampler: str,
   denoise: Denoise,
   noise: jax.Array,
   num_steps: int,
-  eta: float = 0.0,
+  *,
   guidance_scale: float = 1.0,
   context: jax.Array | None = None,
   uncond_context: jax.Array | None = None,
   keys: jax.Array | None = None,
+  eta: float = 0.0,
 ) -> jax.Array:
-  """Draws latents by DDIM (arXiv:2010.02502, equation 12).
+  """Draws latents.
 
-  Follows diffusers' `DDIMScheduler` step for step. With `uncond_context`, the
-  prediction is guided (arXiv:2207.12598), both halves in one batch.
+  With `uncond_context`, the prediction is guided (arXiv:2207.12598), both
+  halves in one batch.
 
   Args:
     config: the schedule the UNet was trained with.
-    denoise: (latents [N, h, w, C], timesteps int32[N], context [N, m, D]) ->
-      the UNet's output [N, h, w, C]; N is B, or 2 B when guided.
+    sampler: a name of `SAMPLERS`.
+    denoise: (latents [N, h, w, C], timesteps [N], context [N, m, D]) -> the
+      UNet's output [N, h, w, C]; N is B, or 2 B when guided. Timesteps are
+      int32, of 'euler' float32.
     noise: [B, h, w, C] standard normal.
-    num_steps: denoiser calls.
-    eta: 0 is deterministic, 1 has the variance of DDPM.
+    num_steps: denoiser calls; 'pndm' makes a few more.
     guidance_scale: 1 is the conditional prediction alone.
     context: [B, m, D] text to draw.
     uncond_context: [B, m, D] or [1, m, D], the empty text.
-    keys: [B] random keys, one for each photo, needed when eta is not 0. Step i
-      draws from fold_in(key, i).
+    keys: [B] random keys, one for each photo, for samplers that add noise on
+      the way. Call i draws from fold_in(key, i).
+    eta: the noise of 'ddim', from 0, none, to 1, that of 'ddpm'.
 
   Returns:
     [B, h, w, C] clean latents, float32.
 
   Raises:
-    ValueError: guidance without `uncond_context`, or eta without `keys`.
+    ValueError: guidance without `uncond_context`, fresh noise without `keys`,
+      or what `plan` raises.
   """
   if uncond_context is None and not _is(guidance_scale, 1.0):
     raise ValueError(
       f"guidance_scale {guidance_scale} needs uncond_context, the encoded "
       "empty caption."
     )
-  stochastic = not _is(eta, 0.0)
+  rows, initial, clip = plan(config, sampler, num_steps, eta)
+  stochastic = bool(rows.fresh.any())
   if stochastic and keys is None:
-    raise ValueError(f"eta {eta} needs keys, one random key for each photo.")
+    told = f"eta {eta}" if sampler == "ddim" else f"The sampler {sampler}"
+    raise ValueError(f"{told} needs keys, one random key for each photo.")
 
   guided = uncond_context is not None and not _is(guidance_scale, 1.0)
   if guided:
@@ -110,30 +111,46 @@ def ddim(
     uncond, cond = jnp.split(out.astype(jnp.float32), 2)
     return uncond + guidance_scale * (cond - uncond)
 
-  def step(latents, inputs):
-    index, t, ac_t, ac_next = inputs
-    x0, eps = schedule.to_x0_eps(config, ac_t, latents, predict(latents, t))
-    if config.clip_sample:
-      x0 = jnp.clip(x0, -1.0, 1.0)
-    if not stochastic:
-      return jnp.sqrt(ac_next) * x0 + jnp.sqrt(1 - ac_next) * eps, None
-    var = (1 - ac_next) / (1 - ac_t) * (1 - ac_t / ac_next) * eta**2
-    mean = jnp.sqrt(ac_next) * x0 + jnp.sqrt(1 - ac_next - var) * eps
-    fresh = jax.vmap(
-      lambda key: jax.random.normal(
-        jax.random.fold_in(key, index), latents.shape[1:]
-      )
-    )(keys)
-    return mean + jnp.sqrt(var) * fresh, None
+  def step(carry, inputs):
+    latents, anchor, outputs, x0s = carry
+    index, row = inputs
+    out, outputs = _weigh(row.outputs, predict(latents, row.times), outputs)
+    anchor = jnp.where(row.anchors, latents, anchor)
+    x0, eps = schedule.to_x0_eps(config, row.signal, row.sigma, anchor, out)
+    if clip is not None:
+      x0 = jnp.clip(x0, -clip, clip)
+    x0, x0s = _weigh(row.x0, x0, x0s)
+    latents = row.latents * anchor + x0 + row.eps * eps
+    if stochastic:
+      fresh = jax.vmap(
+        lambda key: jax.random.normal(
+          jax.random.fold_in(key, index), latents.shape[1:]
+        )
+      )(keys)
+      latents = latents + row.fresh * fresh
+    return (latents, anchor, outputs, x0s), None
 
-  visited = timesteps(config, num_steps)
-  ac = schedule.alphas_cumprod(config)
-  following = visited - config.num_train_timesteps // num_steps
-  last = np.float32(1.0) if config.set_alpha_to_one else ac[0]
-  ac_next = np.where(following >= 0, ac[np.maximum(following, 0)], last)
-  inputs = (np.arange(num_steps), visited, ac[visited], ac_next)
-  latents, _ = jax.lax.scan(step, noise.astype(jnp.float32), inputs)
-  return latents
+  latents = initial * noise.astype(jnp.float32)
+  older = [
+    jnp.zeros((weights.shape[1] - 1, *latents.shape))
+    for weights in (rows.outputs, rows.x0)
+  ]
+  rows = jax.tree.map(_single, rows)
+  inputs = (np.arange(len(rows.times)), rows)
+  carry, _ = jax.lax.scan(step, (latents, latents, *older), inputs)
+  return carry[0]
+
+
+def _weigh(weights, newest, older):
+  """Weighed sum of arrays, newest first, and those that may be used again."""
+  recent = jnp.concatenate([newest[None], older])
+  # Not a product of matrices, which accelerators would round.
+  weights = weights.reshape(-1, *(1,) * newest.ndim)
+  return jnp.sum(weights * recent, axis=0), recent[:-1]
+
+
+def _single(array):
+  return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _is(value, number):

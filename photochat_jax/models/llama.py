@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from photochat_jax.models import lora
 from photochat_jax.ops import attention as attention_lib
 from photochat_jax.ops import norms, rope
 
@@ -191,7 +192,7 @@ def init_cache(
 
 def _dense(config: LlamaConfig, features: int, **kwargs):
   """HF's Llama has no bias anywhere."""
-  return nn.Dense(
+  return lora.Dense(
       features, use_bias=False, dtype=jnp.dtype(config.dtype), **kwargs
   )
 

@@ -1,6 +1,6 @@
 """The paper's model in one page: perceive -> converse -> bridge -> draw.
 
-A dialogue's photos become visual tokens (`perceive`: ViT, Q-Former,
+A dialogue's photos become visual tokens (`perceive`: ViT, Q-Former if any,
 projection); the language model reads text and visual tokens and writes text
 and captions (`converse`); a caption's logits cross into the text encoder of
 the photo generator (`bridge`: dynamic vocabulary transformation with
@@ -22,14 +22,34 @@ import jax.numpy as jnp
 from photochat_jax.diffusion import samplers
 from photochat_jax.diffusion import schedule as schedule_lib
 from photochat_jax.models import bridge as bridge_lib
-from photochat_jax.models import clip_text, llama, qformer, unet, vae, vit
+from photochat_jax.models import (
+  clip_text,
+  llama,
+  qformer,
+  tiling,
+  unet,
+  vae,
+  vit,
+)
+from photochat_jax.models import lora as lora_lib
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotoChatConfig:
-  """The numbers of every part."""
+  """The numbers of every part.
+
+  `perceiver` says what stands between the ViT and the language model:
+
+  - 'qformer': BLIP-2's Q-Former and a linear layer (the paper's version 1).
+    A photo is `qformer.num_query_tokens` visual tokens.
+  - 'linear': a linear layer alone (version 2). A photo is one visual token
+    for each patch of the ViT, without its class token. That is how LLaVA
+    (arXiv:2304.08485) projects, and MiniGPT-v2 (arXiv:2310.09478) from this
+    very ViT: each token then stands for a place in the photo. The Q-Former
+    reads the class token too, as one feature among those it chooses from.
+  """
 
   vision: vit.ViTConfig
   qformer: qformer.QFormerConfig
@@ -39,14 +59,24 @@ class PhotoChatConfig:
   vae: vae.VAEConfig
   schedule: schedule_lib.ScheduleConfig
   bridge: bridge_lib.BridgeConfig
+  perceiver: str = "qformer"
+  lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
+
+  @property
+  def num_visual_tokens(self) -> int:
+    """K: the language model's tokens for a photo it sees."""
+    if self.perceiver == "linear":
+      return self.vision.num_tokens - 1
+    return self.qformer.num_query_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotoChat:
   """The composition; every method is pure and takes the parameters.
 
-  `params` is a plain nested dict with the parts `vision_model`, `qformer`,
-  `language_projection`, `language_model`, `text_model`, `unet` and `vae`.
+  `params` is a plain nested dict with the parts `vision_model`, `qformer`
+  (not where `perceiver` is 'linear'), `language_projection`,
+  `language_model`, `text_model`, `unet` and `vae`.
   """
 
   config: PhotoChatConfig
@@ -55,7 +85,7 @@ class PhotoChat:
   def parts(self) -> dict[str, Any]:
     """The Flax module of each part, by its name in `params`."""
     c = self.config
-    return {
+    parts = {
       "vision_model": vit.ViT(c.vision),
       "qformer": qformer.QFormer(c.qformer),
       "language_projection": qformer.Projection(c.language.hidden_size),
@@ -64,6 +94,9 @@ class PhotoChat:
       "unet": unet.UNet(c.unet),
       "vae": vae.VAE(c.vae),
     }
+    if c.perceiver == "linear":
+      del parts["qformer"]
+    return parts
 
   def _apply(self, params: Params, part: str, *args, method=None):
     return self.parts[part].apply(
@@ -78,10 +111,11 @@ class PhotoChat:
     language_in = jnp.zeros((1, 2, c.language.hidden_size))
     text_in = jnp.zeros((1, 2, c.text.hidden_size))
     size = c.vision.image_size
+    seen = c.vision if c.perceiver == "linear" else c.qformer
     inputs = {
       "vision_model": (jnp.zeros((1, size, size, 3)),),
       "qformer": (jnp.zeros((1, 2, c.qformer.encoder_hidden_size)),),
-      "language_projection": (jnp.zeros((1, c.qformer.hidden_size)),),
+      "language_projection": (jnp.zeros((1, seen.hidden_size)),),
       "language_model": (language_in, ids, ids),
       "text_model": (text_in,),
       "unet": (
@@ -92,10 +126,12 @@ class PhotoChat:
       "vae": (jnp.zeros((1, *self.photo_shape)),),
     }
     keys = jax.random.split(key, len(inputs))
-    return {
+    params = {
       part: self.parts[part].init(k, *args)["params"]
       for k, (part, args) in zip(keys, inputs.items(), strict=True)
+      if part in self.parts
     }
+    return lora_lib.init(c.lora, params, jax.random.fold_in(key, 0))
 
   @property
   def photo_shape(self) -> tuple[int, int, int]:
@@ -110,9 +146,12 @@ class PhotoChat:
     """Photos uint8[..., H, W, 3] -> visual tokens [..., K, D]."""
     lead, shape = photos.shape[:-3], photos.shape[-3:]
     pixels = vit.normalise(photos.reshape(-1, *shape))
-    patches = self._apply(params, "vision_model", pixels)
-    queries = self._apply(params, "qformer", patches)
-    tokens = self._apply(params, "language_projection", queries)
+    features = self._apply(params, "vision_model", pixels)
+    if self.config.perceiver == "linear":
+      features = features[:, 1:]
+    else:
+      features = self._apply(params, "qformer", features)
+    tokens = self._apply(params, "language_projection", features)
     return tokens.reshape(*lead, *tokens.shape[1:])
 
   # ---------------------------------------------------------------- converse
@@ -221,14 +260,28 @@ class PhotoChat:
   def encode_photo(
     self, params: Params, photos: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Photos uint8[X, H, W, 3] -> mean, log-variance [X, h, w, C]."""
-    return self._apply(
-      params, "vae", to_signed(photos), method=vae.VAE.encode
+    """Photos uint8[X, H, W, 3] -> mean, log-variance [X, h, w, C].
+
+    In tiles where a side exceeds `vae.tile_size`; so does `decode_photo`.
+    """
+    c = self.config.vae
+    encode = functools.partial(
+      self._apply, params, "vae", method=vae.VAE.moments
     )
+    moments = tiling.tiled(
+      encode, to_signed(photos), c.tile_size, c.tile_size // c.factor
+    )
+    return vae.posterior(moments)
 
   def decode_photo(self, params: Params, latents: jax.Array) -> jax.Array:
     """Unscaled latents [X, h, w, C] -> photos in [-1, 1] [X, H, W, 3]."""
-    return self._apply(params, "vae", latents, method=vae.VAE.decode)
+    c = self.config.vae
+    decode = functools.partial(
+      self._apply, params, "vae", method=vae.VAE.decode
+    )
+    return tiling.tiled(
+      decode, latents, c.tile_size // c.factor, c.tile_size
+    )
 
   def draw(
     self,
@@ -239,8 +292,9 @@ class PhotoChat:
     latent_scale: jax.Array,
     num_steps: int,
     guidance_scale: float,
+    sampler: str = "ddim",
   ) -> jax.Array:
-    """Draws photos with DDIM and classifier-free guidance.
+    """Draws photos with classifier-free guidance.
 
     Args:
       params: the parameters (pass the averaged ones, where there are any).
@@ -250,6 +304,7 @@ class PhotoChat:
       latent_scale: what latents are multiplied by before the UNet sees them.
       num_steps: denoising steps.
       guidance_scale: 1 is no guidance.
+      sampler: a name of `diffusion.samplers.SAMPLERS`.
 
     Returns:
       uint8[X, H, W, 3].
@@ -264,14 +319,16 @@ class PhotoChat:
         jnp.broadcast_to(empty_tokens, clip_tokens.shape),
       )
     )
-    latents = samplers.ddim(
+    latents = samplers.sample(
       self.config.schedule,
+      sampler,
       functools.partial(self.denoise, params),
       noise,
       num_steps,
       guidance_scale=guidance_scale,
       context=context,
       uncond_context=empty,
+      keys=keys,
     )
     return to_uint8(self.decode_photo(params, latents / latent_scale))
 

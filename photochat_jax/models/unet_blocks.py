@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from photochat_jax.models import lora
 from photochat_jax.ops.attention import attention
 
 # Uniform, as torch's own: half the time that normal draws take to compile.
@@ -22,7 +23,7 @@ _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 # so that the very first gradient already reaches the context.
 BRANCH_INIT = nn.initializers.variance_scaling(1e-2, "fan_in", "uniform")
 
-Dense = functools.partial(nn.Dense, kernel_init=_KERNEL_INIT)
+Dense = functools.partial(lora.Dense, kernel_init=_KERNEL_INIT)
 
 
 class Conv(nn.Module):

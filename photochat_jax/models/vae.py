@@ -29,6 +29,11 @@ class VAEConfig:
     norm_num_groups: groups of every group norm.
     scaling_factor: what latents are multiplied by to have unit variance in
       the diffusion. Applied by the caller.
+    tile_size: side in pixels of the tiles that a larger photo is encoded and
+      decoded in (`models/tiling.py`), a multiple of four times `factor`; 0
+      takes every photo whole. diffusers' `enable_tiling` takes the side that
+      the autoencoder was trained on, 512 for Stable Diffusion 1.x. Applied
+      by the caller.
     dtype: of the computation; parameters are float32.
     remat: recompute each resnet in the backward pass.
   """
@@ -40,6 +45,7 @@ class VAEConfig:
   layers_per_block: int = 2
   norm_num_groups: int = 32
   scaling_factor: float = 0.18215
+  tile_size: int = 0
   dtype: str = "float32"
   remat: bool = False
 
@@ -50,6 +56,11 @@ class VAEConfig:
           f"block_out_channels {channels} must be a multiple of "
           f"norm_num_groups {self.norm_num_groups}."
         )
+    if self.tile_size < 0 or self.tile_size % (4 * self.factor):
+      raise ValueError(
+        f"tile_size {self.tile_size} must be a multiple of "
+        f"{4 * self.factor}, or 0 for no tiles."
+      )
 
   @property
   def factor(self) -> int:
@@ -176,15 +187,10 @@ class VAE(nn.Module):
     self.quant_conv = unet_blocks.Dense(2 * c.latent_channels, dtype=c.dtype)
     self.post_quant_conv = unet_blocks.Dense(c.latent_channels, dtype=c.dtype)
 
-  def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Encodes photos.
+  def moments(self, x: jax.Array) -> jax.Array:
+    """Photos [B, H, W, in_channels] in [-1, 1] -> [B, h, w, 2 C].
 
-    Args:
-      x: [B, H, W, in_channels] in [-1, 1].
-
-    Returns:
-      mean and logarithm of the variance of the latents, each [B, h, w, C],
-      not yet multiplied by a scale.
+    `posterior` says what they mean.
 
     Raises:
       ValueError: a side of the photos is no multiple of `config.factor`.
@@ -195,9 +201,11 @@ class VAE(nn.Module):
         f"Photos of {x.shape[1]}x{x.shape[2]} cannot be encoded: resize them "
         f"to multiples of {factor}."
       )
-    moments = self.quant_conv(self.encoder(x))
-    mean, logvar = jnp.split(moments, 2, axis=-1)
-    return mean, jnp.clip(logvar, -30.0, 20.0)
+    return self.quant_conv(self.encoder(x))
+
+  def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Photos as in `moments` -> mean, log-variance, each [B, h, w, C]."""
+    return posterior(self.moments(x))
 
   def decode(self, z: jax.Array) -> jax.Array:
     """Decodes latents [B, h, w, C], unscaled, to photos [B, H, W, 3]."""
@@ -207,6 +215,27 @@ class VAE(nn.Module):
     """Encodes photos and decodes the mean."""
     mean, _ = self.encode(x)
     return self.decode(mean)
+
+
+def posterior(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The Gaussian over latents (diffusers `DiagonalGaussianDistribution`).
+
+  Args:
+    moments: [B, h, w, 2 C], from `VAE.moments`.
+
+  Returns:
+    mean, which is the mode too, and logarithm of the variance of the latents,
+    each [B, h, w, C], not yet multiplied by a scale.
+  """
+  mean, logvar = jnp.split(moments, 2, axis=-1)
+  return mean, jnp.clip(logvar, -30.0, 20.0)
+
+
+def sample(
+  mean: jax.Array, logvar: jax.Array, noise: jax.Array
+) -> jax.Array:
+  """Draws from `posterior` with standard normal noise of the same shape."""
+  return mean + jnp.exp(0.5 * logvar) * noise
 
 
 def _resnet(config, channels, name):

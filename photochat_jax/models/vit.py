@@ -8,6 +8,7 @@ Parameters: `class_embedding`, `patch_embedding`, `position_embedding`,
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -209,3 +210,59 @@ class ViT(nn.Module):
     return nn.LayerNorm(
         epsilon=config.layer_norm_eps, dtype=dtype, name='post_layernorm'
     )(x)
+
+
+def interpolate_positions(table: np.ndarray, num_tokens: int) -> np.ndarray:
+  """A trained position table for photos of another size.
+
+  HF's `Blip2VisionEmbeddings.interpolate_pos_encoding`: the class token keeps
+  its row, the patches' square of rows is resized bicubically. On the host,
+  once, when weights are read.
+
+  Args:
+    table: [1, 1 + N, D], the parameter `position_embedding`.
+    num_tokens: 1 + N', `num_tokens` of the config to use.
+
+  Returns:
+    [1, 1 + N', D] in the table's dtype; the table itself where N' = N.
+
+  Raises:
+    ValueError: N or N' is no square number.
+  """
+  if table.shape[1] == num_tokens:
+    return table
+  old, new = (math.isqrt(n - 1) for n in (table.shape[1], num_tokens))
+  if 1 + old**2 != table.shape[1] or 1 + new**2 != num_tokens:
+    raise ValueError(
+        f'Positions of {table.shape[1]} tokens cannot be interpolated to '
+        f'{num_tokens}: both must be one more than a square number.'
+    )
+  square = table[0, 1:].reshape(old, old, -1).astype(np.float64)
+  weights = _bicubic(old, new)
+  # Rows, then columns.
+  square = np.tensordot(weights, square, 1)
+  square = np.tensordot(weights, square, (1, 1)).swapaxes(0, 1)
+  patches = square.reshape(1, new**2, -1).astype(table.dtype)
+  return np.concatenate([table[:, :1], patches], axis=1)
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+  """Weights float64[new, old] of torch's bicubic `interpolate`.
+
+  Pixel centres correspond (align_corners=False), nothing is smoothed before
+  shrinking (antialias=False), and beyond the edge the last row is repeated.
+  """
+  places = (np.arange(new) + 0.5) * (old / new) - 0.5
+  weights = np.zeros((new, old))
+  for shift in (-1, 0, 1, 2):
+    near = np.floor(places) + shift
+    x = np.abs(places - near)
+    # Keys' cubic convolution (1981) with a = -3/4.
+    weight = np.where(
+        x <= 1,
+        1.25 * x**3 - 2.25 * x**2 + 1,
+        -0.75 * (x**3 - 5 * x**2 + 8 * x - 4),
+    )
+    column = np.clip(near, 0, old - 1).astype(int)
+    np.add.at(weights, (np.arange(new), column), weight)
+  return weights

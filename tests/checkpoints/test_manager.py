@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back bit for bit, or a sentence says why."""
 
+import hashlib
 import json
+import shutil
 
 import chex
 import jax
@@ -188,3 +190,53 @@ def test_restoring_puts_arrays_where_the_shapes_say(saved):
     got = checkpoints.restore(abstract)
   assert all(leaf.sharding == device for leaf in jax.tree.leaves(got))
   chex.assert_trees_all_equal(got, make_state(3))
+
+
+def rewrite(folder, step, change):
+  """Saves changed weights in the place of a step's, the digests as before.
+
+  A flipped bit inside Orbax's compressed chunks may or may not be noticed by
+  the decompression; values that differ without any other sign must be.
+  """
+  with manager.Checkpoints(folder, model=MODEL) as checkpoints:
+    meta = checkpoints.read_meta(step)
+    state = checkpoints.restore(jax.eval_shape(lambda: make_state(step)), step)
+  other = folder / "other"
+  with manager.Checkpoints(other, model=MODEL) as checkpoints:
+    checkpoints.save(step, change(state), meta)
+  weights = folder / "checkpoints" / str(step) / "weights"
+  shutil.rmtree(weights)
+  shutil.move(other / "checkpoints" / str(step) / "weights", weights)
+
+
+def test_values_that_are_not_what_was_saved_are_named(saved):
+  def change(state):
+    kernel = np.array(state.params["unet"]["kernel"])
+    kernel.view(np.int32)[0, 0] ^= 1  # The last bit.
+    unet = {**state.params["unet"], "kernel": jnp.asarray(kernel)}
+    return state.replace(params={**state.params, "unet": unet})
+
+  rewrite(saved, 3, change)
+  abstract = jax.eval_shape(lambda: make_state(3))
+  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
+    with pytest.raises(
+      manager.CheckpointError, match="step 3 .*damaged: params/unet/kernel are"
+    ):
+      checkpoints.restore(abstract)
+    checkpoints.restore(abstract, 2)
+
+
+def test_the_digests_are_those_of_the_bytes(saved):
+  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
+    digests = checkpoints.read_meta(3)["digests"]
+  kernel = np.asarray(make_state(3).params["vae"]["kernel"])
+  expected = hashlib.sha256(b"bfloat16 (2,) " + kernel.tobytes()).hexdigest()
+  assert digests["params/vae/kernel"] == expected
+  assert "step" in digests and any("opt_state" in path for path in digests)
+
+
+def test_the_dtypes_that_were_saved(saved):
+  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
+    dtypes = checkpoints.dtypes()
+  assert dtypes["params/vae/kernel"] == jnp.bfloat16
+  assert dtypes["params/unet/bias"] == jnp.float32

@@ -23,7 +23,7 @@ class Words:
     self.words = []
     self.encode(words)
 
-  def encode(self, text):
+  def encode(self, text, after=None):
     for word in text.split():
       if word not in self.words:
         self.words.append(word)
@@ -120,14 +120,14 @@ def test_bare_template_merges_turns_and_drops_the_end_of_the_other_side():
 
 def test_system_block_stands_in_one_string_with_the_first_text():
   class Recorder(Words):
-    def encode(self, text):
+    def encode(self, text, after=None):
       strings.append(text)
       return super().encode(text)
 
   strings = []
   spec = dataclasses.replace(SPEC, system_prompt="be kind")
   dialogue.encode_example([Turn(0, "a"), Turn(1, "b")], 1, Recorder(), spec)
-  assert "<<SYS>>\nbe kind\n<</SYS>>\n\na" in strings
+  assert " <<SYS>>\nbe kind\n<</SYS>>\n\na" in strings
 
 
 def test_system_block_stands_before_a_leading_photo():
@@ -287,11 +287,6 @@ def test_no_typed_text_gives_a_control_id(typed):
     tokenizer.bos_id, tokenizer.eos_id, tokenizer.img_id,
     tokenizer.end_img_id, tokenizer.pad_id,
   )] == [1, 2, 0, 0, 0]  # fmt: skip
-
-
-def test_unknown_template_is_named():
-  with pytest.raises(ValueError, match="'vicuna'"):
-    dataclasses.replace(SPEC, template="vicuna")
 
 
 def test_context_ends_where_the_models_turn_begins():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from photochat_jax.data import dialogue
 from photochat_jax.data.photochat import Photo, Turn
-from photochat_jax.data.spec import DataSpec, LeftOut
+from photochat_jax.data.spec import TEMPLATES, DataSpec, LeftOut
 
 PAD, BOS, EOS, IMG, END_IMG = 0, 1, 2, 3, 4
 
@@ -18,11 +18,14 @@ class Words:
 
   pad_id, bos_id, eos_id, img_id, end_img_id = PAD, BOS, EOS, IMG, END_IMG
 
+  def control_id(self, name):
+    return EOS if name in ("<|eot_id|>", "<|im_end|>") else 5
+
   def __init__(self, words=""):
     self.words = []
     self.encode(words)
 
-  def encode(self, text):
+  def encode(self, text, after=None):
     for word in text.split():
       if word not in self.words:
         self.words.append(word)
@@ -71,7 +74,7 @@ specs = st.builds(
   photos_in=st.integers(1, 3),
   photos_out=st.integers(1, 2),
   num_visual_tokens=st.integers(1, 3),
-  template=st.sampled_from(["llama2", "bare"]),
+  template=st.sampled_from(TEMPLATES),
   system_prompt=st.sampled_from(["", "sys tem"]),
 )
 

@@ -149,7 +149,7 @@ def test_photo_marks_in_the_file_are_kept(tmp_path):
   content = asset("llm")
   content["added_tokens"] += [
     {
-      "id": 800 + i,
+      "id": 766 + i,
       "content": name,
       "single_word": False,
       "lstrip": False,
@@ -160,9 +160,9 @@ def test_photo_marks_in_the_file_are_kept(tmp_path):
     for i, name in enumerate(("[/img]", "[img]", "<pad>"))
   ]
   tokenizer = load_llm_tokenizer(write(tmp_path, content))
-  assert (tokenizer.img_id, tokenizer.end_img_id) == (801, 800)
-  assert tokenizer.pad_id == 802
-  assert tokenizer.vocab_size == 803
+  assert (tokenizer.img_id, tokenizer.end_img_id) == (767, 766)
+  assert tokenizer.pad_id == 768
+  assert tokenizer.vocab_size == 769
   assert max(tokenizer.encode("[img]<pad>")) < 766
 
 

@@ -1,54 +1,26 @@
-"""DDIM against diffusers' `DDIMScheduler`, trajectory by trajectory."""
+"""What holds for every sampler.
+
+That each is diffusers' own, call by call, is shown in
+`tests/parity/test_schedulers.py`.
+"""
+
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_agent
 
-from photochat_jax.diffusion import samplers, schedule
-
-CASES = {
-  "stable_diffusion": dict(),
-  "velocity": dict(prediction_type="v_prediction"),
-  "sample_clipped": dict(
-    prediction_type="sample", clip_sample=True, set_alpha_to_one=True
-  ),
-  "trailing": dict(timestep_spacing="trailing"),
-  "linspace": dict(timestep_spacing="linspace", beta_schedule="linear"),
-  "zero_terminal": dict(
-    prediction_type="v_prediction",
-    rescale_zero_terminal_snr=True,
-    timestep_spacing="trailing",
-    set_alpha_to_one=True,
-  ),
-  "cosine_clipped": dict(beta_schedule="squaredcos_cap_v2", clip_sample=True),
-}
+from photochat_jax.diffusion import plans, samplers, schedule
+from photochat_jax.models.photochat import PhotoChat
 
 
-def oracle(config):
-  diffusers = pytest.importorskip("diffusers")
-  return diffusers.DDIMScheduler(
-    num_train_timesteps=config.num_train_timesteps,
-    beta_start=config.beta_start,
-    beta_end=config.beta_end,
-    beta_schedule=config.beta_schedule,
-    prediction_type=config.prediction_type,
-    rescale_betas_zero_snr=config.rescale_zero_terminal_snr,
-    clip_sample=config.clip_sample,
-    set_alpha_to_one=config.set_alpha_to_one,
-    steps_offset=config.steps_offset,
-    timestep_spacing=config.timestep_spacing,
-  )
-
-
-def denoiser(numpy):
-  """A nonlinear stand-in for the UNet, for jax.numpy or torch."""
-
-  def denoise(latents, t, context):
-    hint = context.mean(1)[:, None, None, :]
-    return numpy.tanh(latents + hint) * (1 - 0.3 * t / 1000) + 0.2 * hint
-
-  return denoise
+def denoise(latents, t, context):
+  """A nonlinear stand-in for the UNet."""
+  hint = context.mean(1)[:, None, None, :]
+  return jnp.tanh(latents + hint) * (1 - 0.3 * t[:, None, None, None] / 1000)
 
 
 def inputs(batch=3):
@@ -59,76 +31,20 @@ def inputs(batch=3):
   return noise, context, uncond
 
 
-def jax_denoise(latents, t, context):
-  return denoiser(jnp)(latents, t[:, None, None, None], context)
-
-
-@pytest.mark.parametrize("scale", [1.0, 7.5])
-@pytest.mark.parametrize("case", CASES)
-def test_twenty_steps_are_those_of_diffusers(case, scale):
-  torch = pytest.importorskip("torch")
-  config = schedule.ScheduleConfig(**CASES[case])
-  noise, context, uncond = inputs()
-  want = torch.tensor(noise)
-  scheduler = oracle(config)
-  scheduler.set_timesteps(20)
-  for t in scheduler.timesteps:
-    cond = denoiser(torch)(want, t, torch.tensor(context))
-    empty = denoiser(torch)(want, t, torch.tensor(uncond))
-    guided = empty + scale * (cond - empty)
-    want = scheduler.step(guided, t, want).prev_sample
-  got = jax.jit(
-    lambda noise: samplers.ddim(
-      config,
-      jax_denoise,
-      noise,
-      20,
-      guidance_scale=scale,
-      context=context,
-      uncond_context=uncond,
-    )
-  )(noise)
-  np.testing.assert_allclose(got, want.numpy(), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("eta", [0.4, 1.0])
-def test_fresh_noise_enters_as_in_diffusers(eta):
-  torch = pytest.importorskip("torch")
-  config = schedule.ScheduleConfig()
-  noise, context, _ = inputs()
-  keys = jax.random.split(jax.random.key(3), 3)
-  want = torch.tensor(noise)
-  scheduler = oracle(config)
-  scheduler.set_timesteps(10)
-  for i, t in enumerate(scheduler.timesteps):
-    fresh = np.stack(
-      [
-        jax.random.normal(jax.random.fold_in(key, i), noise.shape[1:])
-        for key in keys
-      ]
-    )
-    out = denoiser(torch)(want, t, torch.tensor(context))
-    want = scheduler.step(
-      out, t, want, eta=eta, variance_noise=torch.tensor(fresh)
-    ).prev_sample
-  got = samplers.ddim(
-    config, jax_denoise, noise, 10, eta=eta, context=context, keys=keys
-  )
-  np.testing.assert_allclose(got, want.numpy(), atol=1e-3)
-
-
-def test_a_photo_does_not_depend_on_its_batch():
-  config = schedule.ScheduleConfig()
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_a_photo_does_not_depend_on_its_batch(sampler):
+  config = schedule.ScheduleConfig(prediction_type="v_prediction")
   noise, context, uncond = inputs()
   keys = jax.random.split(jax.random.key(3), 3)
 
   def draw(rows):
-    return samplers.ddim(
+    return samplers.sample(
       config,
-      jax_denoise,
+      sampler,
+      denoise,
       noise[rows],
       5,
-      eta=1.0,
+      eta=1.0 if sampler == "ddim" else 0.0,
       guidance_scale=3.0,
       context=context[rows],
       uncond_context=uncond,
@@ -140,20 +56,52 @@ def test_a_photo_does_not_depend_on_its_batch():
   )
 
 
+@pytest.mark.parametrize(
+  "sampler, eta", [("ddim", 0.5), ("ddpm", 0.0), ("lcm", 0.0)]
+)
+def test_fresh_noise_follows_the_keys(sampler, eta):
+  config = schedule.ScheduleConfig(prediction_type="v_prediction")
+  noise, context, _ = inputs()
+  noise[1], context[1] = noise[0], context[0]
+  keys = jax.random.split(jax.random.key(3), 3)
+  draw = functools.partial(
+    samplers.sample,
+    config,
+    sampler,
+    denoise,
+    noise,
+    3,
+    eta=eta,
+    context=context,
+  )
+  drawn = draw(keys=keys)
+  assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+  np.testing.assert_array_equal(drawn, draw(keys=keys))
+  same = draw(keys=keys[np.array([0, 0, 2])])
+  np.testing.assert_allclose(same[0], same[1], atol=1e-6)
+
+
+def test_the_other_samplers_ask_for_no_keys():
+  config = schedule.ScheduleConfig()
+  for sampler in ("ddim", "pndm", "euler", "dpm++2m"):
+    assert not samplers.plan(config, sampler, 5).rows.fresh.any()
+
+
 def test_guidance_runs_both_halves_in_one_call_and_one_scale_skips_it():
   config = schedule.ScheduleConfig()
   noise, context, uncond = inputs()
   batches = []
 
-  def denoise(latents, t, context):
+  def watched(latents, t, context):
     assert t.shape == (latents.shape[0],)
     batches.append(latents.shape[0])
-    return jax_denoise(latents, t, context)
+    return denoise(latents, t, context)
 
   for scale in (4.0, 1.0):
-    samplers.ddim(
+    samplers.sample(
       config,
-      denoise,
+      "ddim",
+      watched,
       noise,
       5,
       guidance_scale=scale,
@@ -163,50 +111,102 @@ def test_guidance_runs_both_halves_in_one_call_and_one_scale_skips_it():
   assert set(batches) == {6, 3} and batches[0] == 6
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_visited_steps_are_those_of_diffusers(spacing):
-  config = schedule.ScheduleConfig(timestep_spacing=spacing)
-  scheduler = oracle(config)
-  for num_steps in (1, 2, 7, 20, 30, 50, 333):
-    scheduler.set_timesteps(num_steps)
-    np.testing.assert_array_equal(
-      samplers.timesteps(config, num_steps), scheduler.timesteps.numpy()
-    )
-
-
 def test_as_many_trailing_steps_as_asked_for():
   config = schedule.ScheduleConfig(timestep_spacing="trailing")
   for num_steps in range(1, 1001):
-    steps = samplers.timesteps(config, num_steps)
+    steps = plans.timesteps(config, num_steps)
     assert steps.shape == (num_steps,) and steps[0] == 999 and steps[-1] >= 0
 
 
-def test_a_perfect_denoiser_gives_the_photo_in_any_number_of_steps():
-  config = schedule.ScheduleConfig(set_alpha_to_one=True)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_a_perfect_denoiser_gives_the_photo_in_any_number_of_steps(sampler):
+  # Its one photo's noise is the same everywhere on the way: no averaging of
+  # the past and no fresh noise leads away from it.
+  config = schedule.ScheduleConfig(
+    set_alpha_to_one=True, timestep_spacing="trailing"
+  )
   ac = jnp.asarray(schedule.alphas_cumprod(config))
   noise, context, _ = inputs()
+  keys = jax.random.split(jax.random.key(3), 3)
   photo = np.random.default_rng(9).normal(size=noise.shape)
 
-  def denoise(latents, t, context):
-    ac_t = ac[t][:, None, None, None]
+  def perfect(latents, t, context):
+    ac_t = ac[t.astype(jnp.int32)][:, None, None, None]
     return (latents - jnp.sqrt(ac_t) * photo) / jnp.sqrt(1 - ac_t)
 
   for num_steps in (1, 4, 50):
-    got = samplers.ddim(config, denoise, noise, num_steps, context=context)
+    got = samplers.sample(
+      config, sampler, perfect, noise, num_steps, context=context, keys=keys
+    )
     np.testing.assert_allclose(got, photo, atol=1e-3)
+
+
+def test_a_model_draws_with_the_sampler_of_its_settings():
+  model = PhotoChat(toy_agent.config())
+  params = toy_agent.random_params(model)
+  drawn = {}
+  for sampler in ("ddim", "ddpm"):
+    settings = types.SimpleNamespace(
+      **(vars(toy_agent.SETTINGS) | dict(sampler=sampler))
+    )
+    generator = toy_agent.generator(model, params, settings=settings)
+    photos = generator.draw(["a b", "c"], [1, 2]).astype(int)
+    moved = generator.draw(["c", "a b"], [2, 1])[::-1].astype(int)
+    np.testing.assert_allclose(photos, moved, atol=1)
+    drawn[sampler] = photos
+  assert np.abs(drawn["ddim"] - drawn["ddpm"]).max() > 1
+
+
+NO_PRK = schedule.ScheduleConfig(skip_prk_steps=False)
+ZERO = schedule.ScheduleConfig(
+  prediction_type="v_prediction", rescale_zero_terminal_snr=True
+)
+
+
+@pytest.mark.parametrize(
+  "config, sampler, num_steps, eta, message",
+  [
+    (schedule.ScheduleConfig(), "ddim", 0, 0.0, "num_steps is 0"),
+    (schedule.ScheduleConfig(), "ddim", 1001, 0.0, "1 and the 1000"),
+    (schedule.ScheduleConfig(), "ddim", 1000, 0.0, "steps_offset"),
+    (schedule.ScheduleConfig(), "dpm++2m", 1000, 0.0, "1 and the 999"),
+    (schedule.ScheduleConfig(), "lcm", 51, 0.0, "original_inference_steps"),
+    (schedule.ScheduleConfig(), "heun", 5, 0.0, "sampler is 'heun'"),
+    (schedule.ScheduleConfig(), "euler", 5, 0.5, "eta is 0.5"),
+    (schedule.ScheduleConfig(), "ddim", 5, 1.5, "eta is 1.5"),
+    (NO_PRK, "pndm", 3, 0.0, "skip_prk_steps"),
+    (ZERO, "pndm", 5, 0.0, "rescale_zero_terminal_snr"),
+    (
+      schedule.ScheduleConfig(prediction_type="sample"),
+      "pndm",
+      5,
+      0.0,
+      "prediction_type",
+    ),
+    (
+      schedule.ScheduleConfig(original_inference_steps=2000),
+      "lcm",
+      5,
+      0.0,
+      "original_inference_steps is 2000",
+    ),
+  ],
+)
+def test_impossible_plans_are_refused(config, sampler, num_steps, eta, message):
+  with pytest.raises(ValueError, match=message):
+    samplers.plan(config, sampler, num_steps, eta)
 
 
 def test_impossible_requests_are_refused():
   config = schedule.ScheduleConfig()
   noise, context, _ = inputs()
+  draw = functools.partial(
+    samplers.sample, config, denoise=denoise, noise=noise, num_steps=5
+  )
   with pytest.raises(ValueError, match="uncond_context"):
-    samplers.ddim(
-      config, jax_denoise, noise, 5, guidance_scale=2.0, context=context
-    )
-  with pytest.raises(ValueError, match="keys"):
-    samplers.ddim(config, jax_denoise, noise, 5, eta=0.5, context=context)
-  for num_steps in (0, 1001):
-    with pytest.raises(ValueError, match="num_steps"):
-      samplers.timesteps(config, num_steps)
-  with pytest.raises(ValueError, match="steps_offset"):
-    samplers.timesteps(config, 1000)
+    draw("ddim", guidance_scale=2.0, context=context)
+  with pytest.raises(ValueError, match="eta 0.5 needs keys"):
+    draw("ddim", eta=0.5, context=context)
+  for sampler in ("ddpm", "lcm"):
+    with pytest.raises(ValueError, match=f"{sampler} needs keys"):
+      draw(sampler, context=context)

@@ -3,6 +3,8 @@
 import dataclasses
 
 import chex
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,12 @@ def hf_model(config):
   return transformers.Blip2VisionModel(
       transformers.Blip2VisionConfig(**fields, attn_implementation='eager')
   )
+
+
+def features_of(model, photos, **options):
+  pixels = torch.from_numpy(photos.transpose(0, 3, 1, 2).copy())
+  with torch.no_grad():
+    return model(pixels, **options).last_hidden_state.numpy()
 
 
 def count(tree):
@@ -77,6 +85,66 @@ def test_features_and_all_gradients_equal_transformers(photos, change):
   want = torch_weights.vit_params(model, grad=True)
   largest = max(np.abs(x).max() for x in jax.tree.leaves(want))
   chex.assert_trees_all_close(grads, want, atol=1e-4 * largest, rtol=1e-4)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_features_equal_transformers_at_any_size(seed):
+  rng = np.random.default_rng(seed)
+  patch, heads = rng.integers(3, 8), rng.integers(1, 6)
+  config = vit.ViTConfig(
+      image_size=int(patch * rng.integers(1, 8)),
+      patch_size=int(patch),
+      hidden_size=int(heads * rng.integers(3, 12)),
+      intermediate_size=int(rng.integers(7, 50)),
+      num_hidden_layers=int(rng.integers(1, 5)),
+      num_attention_heads=int(heads),
+      qkv_bias=seed % 2 == 0,
+      layer_norm_eps=(1e-6, 1e-2)[seed // 2],
+  )
+  model = torch_weights.randomise(hf_model(config), seed)
+  params = torch_weights.vit_params(model)
+  assert ('bias' in params['layers']['self_attn']['qkv']) == config.qkv_bias
+  side = config.image_size
+  photos = rng.standard_normal((3, side, side, 3)).astype(np.float32)
+  got = vit.ViT(config).apply({'params': params}, photos)
+  chex.assert_trees_all_close(got, features_of(model, photos), atol=1e-4)
+
+
+@pytest.mark.parametrize('side', [6, 12, 24, 42])
+def test_photos_of_another_size_equal_transformers(side):
+  model = torch_weights.randomise(hf_model(BASE), 3)
+  params = torch_weights.vit_params(model)
+  config = dataclasses.replace(BASE, image_size=side)
+  params['position_embedding'] = vit.interpolate_positions(
+      params['position_embedding'], config.num_tokens
+  )
+  rng = np.random.default_rng(4)
+  photos = rng.standard_normal((2, side, side, 3)).astype(np.float32)
+  got = vit.ViT(config).apply({'params': params}, photos)
+  want = features_of(model, photos, interpolate_pos_encoding=True)
+  chex.assert_trees_all_close(got, want, atol=1e-4)
+
+
+@hypothesis.given(st.integers(1, 17), st.integers(1, 33))
+def test_positions_are_resized_as_by_torch(old, new):
+  rng = np.random.default_rng(100 * old + new)
+  table = rng.standard_normal((1, 1 + old**2, 3)).astype(np.float32)
+  got = vit.interpolate_positions(table, 1 + new**2)
+  square = table[:, 1:].reshape(1, old, old, 3).transpose(0, 3, 1, 2)
+  want = torch.nn.functional.interpolate(
+      torch.from_numpy(square.copy()), size=(new, new), mode='bicubic'
+  )
+  want = want.permute(0, 2, 3, 1).reshape(1, -1, 3).numpy()
+  assert got.dtype == np.float32
+  np.testing.assert_array_equal(got[:, 0], table[:, 0])
+  np.testing.assert_allclose(got[:, 1:], want, atol=1e-5)
+
+
+def test_positions_of_no_square_are_refused():
+  with pytest.raises(ValueError, match='one more than a square'):
+    vit.interpolate_positions(np.zeros((1, 10, 4)), 12)
+  with pytest.raises(ValueError, match='one more than a square'):
+    vit.interpolate_positions(np.zeros((1, 9, 4)), 10)
 
 
 def test_rematerialisation_keeps_less_for_the_backward_pass():

@@ -1,0 +1,105 @@
+"""What the settings of a run must fulfil together."""
+
+import dataclasses
+import operator
+from typing import Any
+
+from photochat_jax.diffusion import samplers
+
+
+class ConfigError(ValueError):
+  """A setting which cannot be used; the message is one sentence."""
+
+
+_CHOICES = {
+  "model.perceiver": ("qformer", "linear"),
+  "data.source": ("synthetic", "photochat"),
+  "data.caption_source": ("given", "labels", "description"),
+  "data.template": ("llama2", "llama3", "chatml", "zephyr", "bare"),
+  "loss.text_on": ("model", "all"),
+  "optim.schedule": ("cosine", "linear", "constant"),
+  "eval.split": ("train", "dev", "test"),
+  "eval.sampler": tuple(samplers.SAMPLERS),
+}
+_EQUAL = {
+  "model.qformer.encoder_hidden_size": "model.vision.hidden_size",
+  "model.unet.cross_attention_dim": "model.text.hidden_size",
+  "model.unet.in_channels": "model.vae.latent_channels",
+  "model.unet.out_channels": "model.vae.latent_channels",
+}
+_POSITIVE = ("data.length", "checkpoint.every_steps", "checkpoint.keep")
+_POSITIVE += ("log.every_steps", "eval.batch_size", "eval.sampler_steps")
+# The batches that hold what a term of the loss needs.
+_LOSS_DATA = {
+  "text": ("dialogues", "descriptions"),
+  "caption": ("dialogues",),
+  "photo": ("dialogues", "captions"),
+  "autoencoder": ("dialogues", "descriptions", "captions", "photos"),
+}
+
+
+def validate(run: Any) -> None:
+  """Checks a `config.RunConfig`.
+
+  Raises:
+    ConfigError: values do not fit together.
+  """
+  for name, allowed in _CHOICES.items():
+    value = operator.attrgetter(name)(run)
+    if value not in allowed:
+      raise ConfigError(
+        f"config.{name} must be one of {', '.join(allowed)}, not {value!r}."
+      )
+  for name, other in _EQUAL.items():
+    if name.startswith("model.qformer.") and run.model.perceiver == "linear":
+      continue  # It has no Q-Former.
+    value = operator.attrgetter(name)(run)
+    wanted = operator.attrgetter(other)(run)
+    if value != wanted:
+      raise ConfigError(
+        f"config.{name} is {value} and must equal config.{other}, {wanted}."
+      )
+  for name in _POSITIVE:
+    value = operator.attrgetter(name)(run)
+    if value < 1:
+      raise ConfigError(f"config.{name} must be at least 1, not {value}.")
+  if run.data.source == "photochat" and not run.data.path:
+    raise ConfigError(
+      "config.data.source is 'photochat', which needs --config.data.path=DIR, "
+      "the folder with train/, dev/, test/ and photos/."
+    )
+  try:
+    samplers.plan(
+      run.model.schedule, run.eval.sampler, run.eval.sampler_steps
+    )
+  except ValueError as error:
+    raise ConfigError(f"config.eval.sampler: {error}") from error
+  folders = dataclasses.asdict(run.pretrained)
+  if folders.pop("run") and any(folders.values()):
+    raise ConfigError(
+      "config.pretrained.run is a whole model; give it alone, or llm, blip2 "
+      "and diffusion without it."
+    )
+  if run.bridge.max_tokens >= run.data.length:
+    raise ConfigError(
+      "config.bridge.max_tokens must be less than config.data.length, "
+      f"{run.data.length}, not {run.bridge.max_tokens}."
+    )
+  for stage in run.stages:
+    where = f"config.stages.{stage.name}"
+    if stage.steps < 0 or stage.batch_size < 1:
+      raise ConfigError(f"{where} needs steps >= 0 and batch_size >= 1.")
+    kinds = _LOSS_DATA["autoencoder"]
+    if stage.data not in kinds:
+      raise ConfigError(
+        f"{where}.data must be one of {', '.join(kinds)}, not {stage.data!r}."
+      )
+    used = {k: v for k, v in dataclasses.asdict(stage.losses).items() if v}
+    if not used:
+      raise ConfigError(f"{where}.losses are all 0, so it trains nothing.")
+    for name in used:
+      if stage.data not in _LOSS_DATA[name]:
+        raise ConfigError(
+          f"{where}.losses.{name} needs data={' or '.join(_LOSS_DATA[name])}, "
+          f"and the stage reads {stage.data}."
+        )

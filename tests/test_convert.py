@@ -1,0 +1,397 @@
+"""From Hugging Face folders to a workdir that works, and back to folders."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from photochat_jax import config as config_lib
+from photochat_jax import (
+  convert,
+  initial,
+  inputs,
+  optim,
+  record,
+  sharding,
+  train_step,
+)
+from photochat_jax.checkpoints import files, manager, pretrained
+from photochat_jax.data import pipeline
+from photochat_jax.models.photochat import PhotoChat
+from photochat_jax.ops import partition
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+diffusers = pytest.importorskip("diffusers")
+
+ROOT = pathlib.Path(__file__).parents[1]
+ASSETS = ROOT / "photochat_jax" / "data" / "assets"
+
+
+def photochat_config():
+  """The module configs/photochat.py."""
+  path = ROOT / "configs" / "photochat.py"
+  spec = importlib.util.spec_from_file_location("photochat_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def save_llm(folder):
+  config = transformers.LlamaConfig(
+    vocab_size=766,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+  )
+  transformers.LlamaForCausalLM(config).save_pretrained(folder)
+  shutil.copyfile(ASSETS / "llm_tokenizer.json", folder / "tokenizer.json")
+
+
+def save_blip2(folder):
+  vision = transformers.Blip2VisionConfig(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=28,
+    initializer_range=0.02,
+  )
+  qformer = transformers.Blip2QFormerConfig(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    encoder_hidden_size=32,
+    vocab_size=20,
+  )
+  text = transformers.OPTConfig(
+    vocab_size=20,
+    hidden_size=16,
+    ffn_dim=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    word_embed_proj_dim=16,
+    max_position_embeddings=32,
+    pad_token_id=1,
+    bos_token_id=2,
+    eos_token_id=2,
+  )
+  config = transformers.Blip2Config(
+    vision_config=vision.to_dict(),
+    qformer_config=qformer.to_dict(),
+    text_config=text.to_dict(),
+    num_query_tokens=3,
+  )
+  transformers.Blip2ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def save_diffusion(folder):
+  text = transformers.CLIPTextConfig(
+    vocab_size=768,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    bos_token_id=766,
+    eos_token_id=767,
+  )
+  transformers.CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+  diffusers.UNet2DConditionModel(
+    sample_size=8,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    norm_num_groups=8,
+    cross_attention_dim=32,
+    attention_head_dim=2,
+  ).save_pretrained(folder / "unet")
+  diffusers.AutoencoderKL(
+    block_out_channels=(16, 32),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    norm_num_groups=8,
+  ).save_pretrained(folder / "vae")
+  diffusers.PNDMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    skip_prk_steps=True,
+    steps_offset=1,
+  ).save_pretrained(folder / "scheduler")
+  (folder / "tokenizer").mkdir()
+  content = json.loads((ASSETS / "clip_tokenizer.json").read_text())
+  pairs = [m if isinstance(m, list) else m.split() for m in
+           content["model"]["merges"]]
+  vocabulary = content["model"]["vocab"] | {
+    token["content"]: token["id"] for token in content["added_tokens"]
+  }
+  # As in Stable Diffusion's folders: two files and no tokenizer.json.
+  (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+  (folder / "tokenizer" / "merges.txt").write_text(
+    "\n".join(["#version: 0.2", *(" ".join(pair) for pair in pairs)])
+  )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  root = tmp_path_factory.mktemp("folders")
+  save_llm(root / "llm")
+  save_blip2(root / "blip2")
+  save_diffusion(root / "diffusion")
+  return root
+
+
+def settings(folders, extra=""):
+  names = ",".join(
+    f"{name}={folders / name}" for name in ("llm", "blip2", "diffusion")
+  )
+  config = photochat_config().get_config(names + extra)
+  with config.unlocked():
+    config.model.lora.rank = 3
+    for name in ("vision", "qformer", "language", "text", "unet", "vae"):
+      config.model[name].dtype = "float32"
+    config.data.length = 128
+    config.eval.batch_size = 2
+    config.eval.max_new_tokens = 6
+    config.eval.sampler_steps = 2
+  return config_lib.build(config)
+
+
+@pytest.fixture(scope="module")
+def converted(folders, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("converted") / "run"
+  counts = convert.convert(settings(folders), workdir)
+  return workdir, counts
+
+
+def tensors(folder, stem=files.MODEL):
+  return {k: np.asarray(v) for k, v in files.Tensors(folder, stem).items()}
+
+
+def test_what_was_read_is_counted_and_every_array_and_source_has_a_digest(
+  folders, converted
+):
+  workdir, counts = converted
+  llm = sum(v.size for v in tensors(folders / "llm").values())
+  # Ours is padded from 766 to 768 rows in both tables.
+  assert counts["language_model"] == llm + 2 * 2 * 32
+  run = record.read(workdir)
+  with manager.Checkpoints(workdir, model=run.as_dict()["model"]) as saved:
+    meta = saved.read_meta()
+    assert set(saved.dtypes()) <= set(meta["digests"])
+  unet = meta["sources"]["diffusion/unet"]
+  path = folders / "diffusion/unet/diffusion_pytorch_model.safetensors"
+  assert unet[path.name] == files.sha256(path)
+
+
+def test_a_workdir_that_was_moved_keeps_its_tokenizers(converted, tmp_path):
+  workdir, _ = converted
+  moved = tmp_path / "moved"
+  shutil.copytree(workdir, moved)
+  run = record.read(moved)
+  assert run.data.llm_tokenizer == str(moved / "tokenizers" / "llm")
+  llm, clip = inputs.load_tokenizers(run)
+  assert llm.vocab_size == 768 and clip.vocab_size == 768
+
+
+def test_a_second_conversion_into_the_same_folder_is_refused(
+  folders, converted
+):
+  with pytest.raises(files.WeightsError, match="already holds checkpoints"):
+    convert.convert(settings(folders), converted[0])
+
+
+def test_what_is_exported_is_bytes_equal_and_opens(
+  folders, converted, tmp_path
+):
+  workdir, _ = converted
+  convert.export(workdir, tmp_path, vocab_size=766)
+  for name, stem in (
+    ("llm", files.MODEL),
+    ("diffusion/unet", files.DIFFUSION),
+    ("diffusion/vae", files.DIFFUSION),
+  ):
+    before, after = (
+      tensors(root / name, stem) for root in (folders, tmp_path)
+    )
+    assert before.keys() == after.keys()
+    for key, values in before.items():
+      assert values.tobytes() == after[key].tobytes(), key
+  model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llm")
+  assert model.config.vocab_size == 766
+  eyes, info = transformers.Blip2ForConditionalGeneration.from_pretrained(
+    tmp_path / "blip2", output_loading_info=True
+  )
+  assert not info["missing_keys"] and not info["unexpected_keys"]
+  before = tensors(folders / "blip2")["query_tokens"]
+  np.testing.assert_array_equal(eyes.query_tokens.detach().numpy(), before)
+  pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+    tmp_path / "diffusion"
+  )
+  assert isinstance(pipe.scheduler, diffusers.PNDMScheduler)
+  ids = pipe.tokenizer("a big ball", padding="max_length").input_ids
+  _, clip = inputs.load_tokenizers(record.read(workdir))
+  assert ids == clip.encode_padded("a big ball").tolist()
+
+
+def test_the_photo_marks_are_tokens_of_the_exported_tokenizer(
+  converted, tmp_path
+):
+  workdir, _ = converted
+  convert.export(workdir, tmp_path, parts=("llm",))
+  model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llm")
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_file=str(tmp_path / "llm" / "tokenizer.json")
+  )
+  assert model.config.vocab_size == 768
+  assert tokenizer.convert_tokens_to_ids(["[img]", "[/img]"]) == [766, 767]
+  embedding = model.model.embed_tokens.weight.detach().numpy()
+  mean = embedding[:766].mean(0)
+  np.testing.assert_allclose(embedding[766:], [mean, mean], atol=1e-6)
+
+
+def test_a_part_that_does_not_exist_is_named(converted, tmp_path):
+  with pytest.raises(files.WeightsError, match="no part 'unet'"):
+    convert.export(converted[0], tmp_path, parts=("unet",))
+
+
+@pytest.mark.parametrize("source", ["folders", "run"])
+def test_training_starts_from_the_weights_where_the_mesh_wants_them(
+  source, folders, converted
+):
+  run = settings(folders)
+  if source == "run":
+    run = dataclasses.replace(
+      run, pretrained=config_lib.PretrainedConfig(run=str(converted[0]))
+    )
+  model = PhotoChat(run.model)
+  mesh = sharding.make_mesh(1, -1, 1)
+  leg = initial.Leg(0, run.stages[0], 0, 5)
+  llm, _ = inputs.load_tokenizers(run)
+  with jax.set_mesh(mesh):
+    state = initial.init_state(run, model, mesh, leg, llm)
+    abstract = initial.abstract_state(run, model, mesh, leg)
+  for (path, leaf), want in zip(
+    partition.flatten(state).items(), jax.tree.leaves(abstract), strict=True
+  ):
+    assert leaf.dtype == want.dtype and leaf.sharding == want.sharding, path
+  kernel = tensors(folders / "diffusion/unet", files.DIFFUSION)
+  np.testing.assert_array_equal(
+    state.params["unet"]["conv_in"]["kernel"],
+    kernel["conv_in.weight"].transpose(2, 3, 1, 0),
+  )
+  projection = state.params["language_projection"]["kernel"]
+  assert np.std(projection) > 0
+  lora = state.params["language_model"]["layers"]["self_attn"]["q_proj"]
+  assert lora["lora_a"].shape == (2, 32, 3)
+  assert float(state.latent_scale) == np.float32(0.18215)
+
+
+def test_weights_of_another_model_name_what_does_not_fit(folders, converted):
+  run = settings(folders)
+  unet = dataclasses.replace(run.model.unet, block_out_channels=(32, 32))
+  run = dataclasses.replace(
+    run,
+    model=dataclasses.replace(run.model, unet=unet),
+    pretrained=config_lib.PretrainedConfig(run=str(converted[0])),
+  )
+  mesh = sharding.make_mesh()
+  leg = initial.Leg(0, run.stages[0], 0, 5)
+  with pytest.raises(config_lib.ConfigError, match="unet/down_blocks_1"):
+    initial.init_state(run, PhotoChat(run.model), mesh, leg)
+
+
+def test_the_paper_config_without_weights_has_the_published_sizes():
+  run = config_lib.build(photochat_config().get_config("generator=sd15"))
+  params = jax.eval_shape(PhotoChat(run.model).init, jax.random.key(0))
+
+  def count(part):
+    return sum(leaf.size for leaf in jax.tree.leaves(params[part]))
+
+  assert count("unet") == 859_520_964
+  assert count("vae") == 83_653_863
+  assert count("text_model") == 123_060_480
+  # 6,738,415,616, two rows padded to 128 more in two tables, and LoRA.
+  lora = 32 * 3 * 32 * (4096 + 4096) + 32 * 3
+  assert count("language_model") == 6_738_415_616 + 2 * 128 * 4096 + lora
+
+
+def trace_paper_step(argument):
+  """The paper's step, traced without weights, data or tokenizer."""
+  run = config_lib.build(photochat_config().get_config(argument))
+  model, stage = PhotoChat(run.model), run.stages[0]
+  mesh = sharding.make_mesh()
+  leg = initial.Leg(0, stage, 0, stage.steps)
+  state = initial.abstract_state(run, model, mesh, leg)
+  spec = inputs.data_spec(run, stage.batch_size)
+  slots = run.model.text.max_position_embeddings
+  batch = {
+    name: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)
+    for name, (shape, dtype) in pipeline.element_spec(
+      spec, stage.data, slots
+    ).items()
+  }
+  entries = 2 * run.model.language.vocab_size
+  numbers = jax.ShapeDtypeStruct((entries,), np.int32)
+  weights = jax.ShapeDtypeStruct((entries,), np.float32)
+  vocabulary_map = {
+    name: {"rows": numbers, "cols": numbers, "weights": weights}
+    for name in ("static", "final", "internal")
+  } | {"specials": jax.ShapeDtypeStruct((3,), np.int32)}
+  trainable, _ = optim.split(state.params, stage.trainable)
+
+  def step(state, batch, vocabulary_map):
+    return train_step.make_train_step(
+      model,
+      run,
+      0,
+      0,
+      optim.make_optimizer(run.optim, stage, trainable),
+      np.zeros(slots, np.int32),
+      vocabulary_map,
+      mesh=mesh,
+    )(state, batch)
+
+  return jax.jit(step).trace(state, batch, vocabulary_map), state
+
+
+@pytest.mark.parametrize("argument", ["", "generator=sd15,perceiver=linear"])
+def test_the_paper_step_needs_no_weights_and_no_tokenizer(argument):
+  traced, state = trace_paper_step(argument)
+  after, metrics = traced.out_info
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  assert {"loss", "photo"} <= set(metrics)
+  trained = set(partition.flatten(state.opt_state))
+  assert any("q_proj/lora_a" in path for path in trained)
+  assert not any("vae" in path or "q_proj/kernel" in path for path in trained)
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("sice=1", "takes llm, blip2"),
+    ("size=7b", "size is '7b'"),
+    ("run=a,llm=b", "whole model"),
+  ],
+)
+def test_a_wrong_argument_of_the_paper_config_is_a_sentence(argument, message):
+  with pytest.raises(ValueError, match=message):
+    photochat_config().get_config(argument)
+
+
+def test_folders_may_be_left_out(folders):
+  sizes = pretrained.read_sizes(
+    pretrained.Folders(diffusion=str(folders / "diffusion"))
+  )
+  assert set(sizes) == {"text", "unet", "vae", "schedule", "sampler"}
+  assert sizes["sampler"] == "pndm"
