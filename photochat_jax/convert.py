@@ -5,6 +5,7 @@ open it like any other, and training starts from it (`config.pretrained.run`).
 What `export` writes is opened by transformers and diffusers.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -42,7 +43,7 @@ _TOKENIZER_FILES = (
 
 def convert(
   run: RunConfig, workdir: epath.PathLike, dtype: Any = None
-) -> dict[str, int]:
+) -> list[str]:
   """Reads the folders of `run.pretrained` and writes a run of no steps.
 
   The tokenizers are copied, so that the workdir can be moved. `meta` of the
@@ -55,7 +56,8 @@ def convert(
       initialised, in float32.
 
   Returns:
-    The number of parameters read from files, by part.
+    What was done, a line for each part: how many parameters were read, and
+    what of the files was ignored.
 
   Raises:
     WeightsError: a folder cannot be used, or the workdir has a checkpoint.
@@ -69,26 +71,34 @@ def convert(
   abstract = partition.flatten(jax.eval_shape(model.init, jax.random.key(0)))
   llm_tokenizer, _ = inputs.load_tokenizers(run)
   total = sum(math.prod(leaf.shape) for leaf in abstract.values())
+  lines = []
+
+  def ignored(where: str, keys: Sequence[str]) -> None:
+    tops = collections.Counter(key.split(".")[0] for key in keys)
+    lines.extend(
+      f"{where}: ignored {top} ({count} tensors)"
+      for top, count in tops.items()
+    )
+
   with _progress("Reading", total) as advance:
 
     def place(path: str, array: np.ndarray) -> np.ndarray:
       advance(path, array.size)
       return array
 
-    params = inputs.read_folders(run, llm_tokenizer, dtype, place)
-  counts = {
-    part: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    for part, tree in params.items()
-  }
+    params = inputs.read_folders(run, llm_tokenizer, dtype, place, ignored)
+  for part, tree in params.items():
+    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    lines.append(f"{part}: read {count:,} parameters")
   loaded = partition.flatten(params)
   rest = jax.jit(inputs.init_without(model, loaded))(jax.random.key(run.seed))
-  params = partition.unflatten({**rest, **loaded})
+  whole = partition.unflatten({**rest, **loaded})
   averaged = run.ema.parts if run.ema.decay else ()
   state = TrainState(
     step=jnp.int32(0),
-    params=params,
+    params=whole,
     opt_state=(),
-    ema={part: params[part] for part in averaged},
+    ema={part: whole[part] for part in averaged},
     latent_scale=jnp.float32(run.model.vae.scaling_factor),
   )
   hashes = pretrained.read_hashes(inputs.pretrained_folders(run))
@@ -97,7 +107,9 @@ def convert(
   with Checkpoints(workdir, model=run.as_dict()["model"]) as checkpoints:
     checkpoints.save(0, state, {"stage": "", "sources": hashes})
     checkpoints.wait()
-  return counts
+  random = [part for part in state.params if part not in params]
+  lines.extend(f"{part}: new, random" for part in random)
+  return lines
 
 
 def export(
@@ -254,3 +266,4 @@ def _progress(
       bar.update(task, advance=count, description=f"{verb} {what[:48]:48}")
 
     yield advance
+    bar.update(task, completed=total, description=f"{verb} done")

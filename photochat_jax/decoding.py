@@ -41,11 +41,13 @@ class Rules(NamedTuple):
   @classmethod
   def of(cls, tokenizer: Any, caption_tokens: int) -> "Rules":
     """The rules of a language model's tokenizer."""
+    # In some vocabularies (GPT-2's) one id opens, ends and pads.
+    never = {tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}
     return cls(
       tokenizer.img_id,
       tokenizer.end_img_id,
       tokenizer.eos_id,
-      tuple(sorted({tokenizer.pad_id, tokenizer.bos_id})),
+      tuple(sorted(never)),
       caption_tokens,
     )
 

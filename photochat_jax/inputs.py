@@ -116,6 +116,7 @@ def read_folders(
   tokenizer: Any,
   dtype: Any = None,
   place: pretrained.Place = lambda path, array: array,
+  ignored: pretrained.Ignored = lambda where, keys: None,
 ) -> Params:
   """What the Hugging Face folders of `run.pretrained` hold.
 
@@ -124,6 +125,7 @@ def read_folders(
     tokenizer: the language model's.
     dtype: of the parameters; None keeps the files'.
     place: what becomes of each parameter, with its path.
+    ignored: told the keys of each folder that the model has no use for.
 
   Returns:
     Nested dict of the parts that were found.
@@ -137,6 +139,7 @@ def read_folders(
     (tokenizer.img_id, tokenizer.end_img_id),
     dtype,
     place,
+    ignored,
   )
 
 

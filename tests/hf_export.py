@@ -1,29 +1,10 @@
-"""Our parameters as folders, and what the originals' classes make of them."""
+"""Our folders, and what the originals' own classes make of them."""
 
-import jax
-import numpy as np
 import pytest
 
 from photochat_jax.checkpoints import files, tables
 
 torch = pytest.importorskip("torch")
-
-
-def draw(shapes):
-  """Parameters of our own, every one random and of telling size."""
-  rng = np.random.default_rng(0)
-
-  def one(path, leaf):
-    noise = rng.standard_normal(leaf.shape)
-    if path[-1].key == "kernel":
-      noise *= np.prod(leaf.shape[-2:-1]) ** -0.5
-    elif path[-1].key == "scale":
-      noise = 1 + 0.3 * noise
-    elif path[-1].key == "bias":
-      noise *= 0.3
-    return noise.astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def publish(folder, content, table, params, stem=files.MODEL):

@@ -170,8 +170,8 @@ def settings(folders, extra=""):
 @pytest.fixture(scope="module")
 def converted(folders, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("converted") / "run"
-  counts = convert.convert(settings(folders), workdir)
-  return workdir, counts
+  lines = convert.convert(settings(folders), workdir)
+  return workdir, lines
 
 
 def tensors(folder, stem=files.MODEL):
@@ -181,10 +181,15 @@ def tensors(folder, stem=files.MODEL):
 def test_what_was_read_is_counted_and_every_array_and_source_has_a_digest(
   folders, converted
 ):
-  workdir, counts = converted
+  workdir, lines = converted
   llm = sum(v.size for v in tensors(folders / "llm").values())
-  # Ours is padded from 766 to 768 rows in both tables.
-  assert counts["language_model"] == llm + 2 * 2 * 32
+  # Ours is grown from 766 to 768 rows in both tables.
+  assert f"language_model: read {llm + 2 * 2 * 32:,} parameters" in lines
+  names = list(tensors(folders / "blip2"))
+  own = sum(name.startswith("language_model.") for name in names)
+  assert f"blip2: ignored language_model ({own} tensors)" in lines
+  assert "blip2: ignored language_projection (2 tensors)" in lines
+  assert "language_projection: new, random" in lines
   run = record.read(workdir)
   with manager.Checkpoints(workdir, model=run.as_dict()["model"]) as saved:
     meta = saved.read_meta()

@@ -14,7 +14,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from photochat_jax import config as config_lib
 from photochat_jax import convert
@@ -40,6 +40,7 @@ _DTYPES = {"same": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 def main(argv: list[str]) -> None:
   """Converts, or says in one sentence why not."""
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much.
   if len(argv) > 1:
     sys.exit(f"{argv[1]!r} is not a flag; flags are written --name=value.")
   arguments = [
@@ -50,13 +51,12 @@ def main(argv: list[str]) -> None:
   arguments += filter(None, _ARGUMENTS.value.split(","))
   try:
     settings = _config_file().get_config(",".join(arguments))
-    counts = convert.convert(
+    lines = convert.convert(
       config_lib.build(settings), _OUT.value, _DTYPES[_DTYPE.value]
     )
   except ValueError as error:
     sys.exit(f"convert_hf: {error}")
-  for part, count in counts.items():
-    print(f"{part:20} {count:14,} parameters")
+  print(*lines, sep="\n")
   print(
     f"Written to {_OUT.value}; talk to it with\n  python -m photochat_jax.main "
     f"--mode=chat --workdir={_OUT.value}"

@@ -11,7 +11,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from photochat_jax import convert
 
@@ -40,6 +40,7 @@ _DTYPES = {
 
 def main(argv: list[str]) -> None:
   """Exports, or says in one sentence why not."""
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much.
   if len(argv) > 1:
     sys.exit(f"{argv[1]!r} is not a flag; flags are written --name=value.")
   try:

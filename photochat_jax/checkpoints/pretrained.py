@@ -45,6 +45,7 @@ _WEIGHTS = {
   ),
 }
 Place = Callable[[str, np.ndarray], Any]
+Ignored = Callable[[str, Sequence[str]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,7 @@ def read_params(
   fresh: Sequence[int] = (),
   dtype: Any = None,
   place: Place = lambda path, array: array,
+  ignored: Ignored = lambda where, keys: None,
 ) -> Params:
   """Reads the parameters that the folders hold.
 
@@ -103,6 +105,7 @@ def read_params(
     fresh: ids of `[img]` and `[/img]`, whose rows start as the mean.
     dtype: of the parameters; None keeps the files'.
     place: what becomes of each parameter, with its path in the whole model.
+    ignored: told the keys of each folder that the model has no use for.
 
   Returns:
     Nested dict of the parts that were found.
@@ -115,10 +118,12 @@ def read_params(
   params: Params = {}
 
   def part(name, folder, table, stem):
+    tensors = files.Tensors(folder, stem)
+    ignored(name, [key for key in tensors if table.ignores(key)])
     params[name] = tables.read(
       _located(table, folder),
       abstract[name],
-      files.Tensors(folder, stem),
+      tensors,
       dtype,
       lambda path, array: place(f"{name}/{path}", array),
     )
@@ -132,7 +137,7 @@ def read_params(
       files.MODEL,
     )
   if folder := folders.path("blip2"):
-    params |= _read_eyes(config, abstract, folder, dtype, place)
+    params |= _read_eyes(config, abstract, folder, dtype, place, ignored)
   if folder := folders.path("diffusion"):
     part(
       "text_model",
@@ -148,7 +153,7 @@ def read_params(
   return params
 
 
-def _read_eyes(config, abstract, folder, dtype, place) -> Params:
+def _read_eyes(config, abstract, folder, dtype, place, ignored) -> Params:
   """`vision_model`, `qformer`, and the projection where it is ours."""
   stored, _ = settings.read_file(folder, blip2.read_config)
   # Read at the size it was trained for, whatever ours is.
@@ -163,7 +168,8 @@ def _read_eyes(config, abstract, folder, dtype, place) -> Params:
   wanted["vision_model"] = vision
   text = files.read_json(folder / "config.json").get("text_config")
   # Around a Llama of our width it is one that `write_blip2` made.
-  ours = isinstance(text, Mapping) and text.get("model_type") == "llama"
+  ours = config.perceiver == "qformer" and isinstance(text, Mapping)
+  ours = ours and text.get("model_type") == "llama"
   ours = ours and text.get("hidden_size") == config.language.hidden_size
   if ours:
     wanted["language_projection"] = abstract["language_projection"]
@@ -177,8 +183,9 @@ def _read_eyes(config, abstract, folder, dtype, place) -> Params:
       array = np.asarray(resized, array.dtype)
     return place(path, array)
 
-  table = _located(table, folder)
-  return tables.read(table, wanted, files.Tensors(folder), dtype, put)
+  tensors = files.Tensors(folder)
+  ignored("blip2", [key for key in tensors if table.ignores(key)])
+  return tables.read(_located(table, folder), wanted, tensors, dtype, put)
 
 
 def _located(table: tables.Table, folder: epath.Path) -> tables.Table:

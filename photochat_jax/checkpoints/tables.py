@@ -171,7 +171,8 @@ class Table:
     return key
 
   def ignores(self, key: str) -> bool:
-    """Whether a key is not ours to load."""
+    """Whether a key, as it is spelt, is not ours to load."""
+    key = self.canonical(key)
     return any(re.fullmatch(regex, key) for regex in self.ignored)
 
 

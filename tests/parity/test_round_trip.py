@@ -25,6 +25,7 @@ diffusers = pytest.importorskip("diffusers")
 import hf_compare  # noqa: E402
 import hf_export  # noqa: E402
 import hf_models  # noqa: E402
+import random_params  # noqa: E402
 
 BUILDERS = {
   "language": hf_models.language,
@@ -97,8 +98,8 @@ def test_transformers_opens_our_eyes_and_language_model(tmp_path):
     num_key_value_heads=1,
   )
   width = language.hidden_size
-  eyes = hf_export.draw(hf_models.abstract_eyes(vision, queries, width))
-  words = hf_export.draw(hf_models.abstract(language))
+  eyes = random_params.draw(hf_models.abstract_eyes(vision, queries, width))
+  words = random_params.draw(hf_models.abstract(language))
 
   def tensors():
     yield from tables.write(blip2.table(vision, queries, True), eyes)
@@ -148,7 +149,7 @@ def test_transformers_opens_our_text_encoder(tmp_path):
     eos_token_id=49,
     pad_token_id=49,
   )
-  params = hf_export.draw(hf_models.abstract(config))
+  params = random_params.draw(hf_models.abstract(config))
   table, content = clip_text.table(config), clip_text.write_config(config)
   # The names that files of the hub have, which every version opens.
   keys = tables.entries(table, params)
@@ -182,7 +183,7 @@ def test_diffusers_opens_our_denoiser(heads, tmp_path):
     flip_sin_to_cos=False,
     freq_shift=1,
   )
-  params = hf_export.draw(hf_models.abstract(config))
+  params = random_params.draw(hf_models.abstract(config))
   table, content = unet.table(config), unet.write_config(config)
   hf_export.publish(tmp_path, content, table, params, files.DIFFUSION)
   assert unet.read_config(content) == config
@@ -213,7 +214,7 @@ def test_diffusers_opens_our_autoencoder(tmp_path):
     norm_num_groups=3,
     scaling_factor=0.5,
   )
-  params = hf_export.draw(hf_models.abstract(config))
+  params = random_params.draw(hf_models.abstract(config))
   content = vae.write_config(config, sample_size=16)
   hf_export.publish(tmp_path, content, vae.table(), params, files.DIFFUSION)
   assert vae.read_config(content) == config

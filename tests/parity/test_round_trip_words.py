@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 import hf_compare  # noqa: E402
 import hf_export  # noqa: E402
 import hf_models  # noqa: E402
+import random_params  # noqa: E402
 
 LANGUAGES = {
   "tied, llama3": LlamaConfig(
@@ -73,7 +74,7 @@ def their_scores(model, tokens):
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_transformers_opens_our_language_model(name, tmp_path):
   config = LANGUAGES[name]
-  params = hf_export.draw(hf_models.abstract(config))
+  params = random_params.draw(hf_models.abstract(config))
   content = llama.write_config(config, config.vocab_size, eos_token_id=5)
   hf_export.publish(tmp_path, content, llama.table(config), params)
   model = hf_export.opened(transformers.LlamaForCausalLM, tmp_path)
@@ -155,7 +156,7 @@ def test_half_precision_goes_out_as_it_came_in(tmp_path):
   config = LANGUAGES["linear"]
   params = jax.tree.map(
     lambda x: x.astype(ml_dtypes.bfloat16),
-    hf_export.draw(hf_models.abstract(config)),
+    random_params.draw(hf_models.abstract(config)),
   )
   table = llama.table(config)
   files.write_tensors(tmp_path, tables.write(table, params))
