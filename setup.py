@@ -57,6 +57,7 @@ EXTRAS_REQUIRE = {
     "dill",  # tensorflow_datasets.testing imports it.
     "ruff",  # Style.
     "scikit-image",  # An independent reference for image metrics.
+    "peft>=0.19,<1",  # The reference of adapters; with accelerate, for torch.
     # The reference of the parity tests: pinned, so that an index of CPU builds
     # can be chosen for it.
     "torch==2.13.0",

@@ -191,14 +191,16 @@ _ADVICE = re.compile(
 )
 
 
-def assert_sentence(error: ValueError, root: pathlib.Path) -> None:
+def assert_sentence(
+  error: ValueError, root: pathlib.Path, most: int = 600
+) -> None:
   """The message is one short sentence: where, and what to do."""
   message = str(error)
   assert "\n" not in message
   assert message.endswith(".")
   assert str(root) in message
   assert _ADVICE.search(message), message
-  assert len(message.replace(str(root), "")) < 600, message
+  assert len(message.replace(str(root), "")) < most, message
 
 
 def complaint(root: pathlib.Path, *names: str) -> str:
@@ -206,6 +208,23 @@ def complaint(root: pathlib.Path, *names: str) -> str:
   with pytest.raises(WeightsError) as error:
     pretrained.read_sizes(folders(root, *names))
   assert_sentence(error.value, root)
+  return str(error.value)
+
+
+def read(root: pathlib.Path, *names: str) -> dict:
+  """The parameters in the folders under a root, at the sizes they say."""
+  found = folders(root, *names)
+  return pretrained.read_params(config(pretrained.read_sizes(found)), found)
+
+
+def weights_complaint(
+  root: pathlib.Path, *names: str, kind: type = WeightsError, most: int = 600
+) -> str:
+  """What `read_params` says about folders under a root, an error of `kind`."""
+  with pytest.raises(WeightsError) as error:
+    read(root, *names)
+  assert type(error.value) is kind
+  assert_sentence(error.value, root, most)
   return str(error.value)
 
 

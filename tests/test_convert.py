@@ -13,6 +13,7 @@ import pytest
 from photochat_jax import config as config_lib
 from photochat_jax import (
   convert,
+  export,
   initial,
   inputs,
   optim,
@@ -220,7 +221,7 @@ def test_what_is_exported_is_bytes_equal_and_opens(
   folders, converted, tmp_path
 ):
   workdir, _ = converted
-  convert.export(workdir, tmp_path, vocab_size=766)
+  export.export(workdir, tmp_path, vocab_size=766)
   for name, stem in (
     ("llm", files.MODEL),
     ("diffusion/unet", files.DIFFUSION),
@@ -253,7 +254,7 @@ def test_the_photo_marks_are_tokens_of_the_exported_tokenizer(
   converted, tmp_path
 ):
   workdir, _ = converted
-  convert.export(workdir, tmp_path, parts=("llm",))
+  export.export(workdir, tmp_path, parts=("llm",))
   model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llm")
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_file=str(tmp_path / "llm" / "tokenizer.json")
@@ -265,9 +266,48 @@ def test_the_photo_marks_are_tokens_of_the_exported_tokenizer(
   np.testing.assert_allclose(embedding[766:], [mean, mean], atol=1e-6)
 
 
+# peft uses what transformers is about to rename.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_can_be_kept_and_comes_out_as_it_went_in(folders, tmp_path):
+  peft = pytest.importorskip("peft")
+  model = transformers.LlamaForCausalLM.from_pretrained(folders / "llm")
+  targets = ["q_proj", "o_proj"]
+  model = peft.get_peft_model(
+    model, peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets)
+  )
+  with torch.no_grad():
+    for name, value in model.named_parameters():
+      if "lora_B" in name:
+        value.normal_(std=0.3)
+  model.save_pretrained(tmp_path / "adapter")
+  convert.convert(
+    settings(folders),
+    tmp_path / "run",
+    llm_lora=tmp_path / "adapter",
+    merge=False,
+  )
+  assert record.read(tmp_path / "run").model.lora.rank == 3
+  export.export(
+    tmp_path / "run", tmp_path / "out", parts=("llm",), with_adapters=True
+  )
+  before, after = (
+    tensors(folder, "adapter_model")
+    for folder in (tmp_path / "adapter", tmp_path / "out" / "adapters" / "llm")
+  )
+  assert before.keys() <= after.keys()  # The grown tables are in it too.
+  for key, values in before.items():
+    np.testing.assert_array_equal(values, after[key], err_msg=key)
+  export.export(tmp_path / "run", tmp_path / "merged", ("llm",), vocab_size=766)
+  merged = tensors(tmp_path / "merged" / "llm")
+  want = model.merge_and_unload().state_dict()
+  for target in targets:
+    key = f"model.layers.1.self_attn.{target}.weight"
+    np.testing.assert_allclose(merged[key], want[key].numpy(), atol=1e-6)
+
+
 def test_a_part_that_does_not_exist_is_named(converted, tmp_path):
   with pytest.raises(files.WeightsError, match="no part 'unet'"):
-    convert.export(converted[0], tmp_path, parts=("unet",))
+    export.export(converted[0], tmp_path, parts=("unet",))
 
 
 @pytest.mark.parametrize("source", ["folders", "run"])

@@ -34,6 +34,7 @@ LAYERS = (
   ("record", ("config", "checkpoints.")),
   ("inputs", SHARED),
   ("convert", (*SHARED, "inputs", "record")),
+  ("export", (*SHARED, "inputs", "record")),
   # From text and photos to text and photos.
   ("decoding", ("ops.", "models.", "diffusion.", "config")),
   ("generate", (*SHARED, "decoding", "inputs")),

@@ -35,6 +35,15 @@ _DTYPE = flags.DEFINE_enum(
   ["same", "float32", "bfloat16"],
   "Of the parameters; same keeps the files'.",
 )
+_LLM_LORA = flags.DEFINE_string(
+  "llm_lora", "", "peft's folder of an adapter of the language model."
+)
+_UNET_LORA = flags.DEFINE_string(
+  "unet_lora", "", "A LoRA file of the UNet, as of diffusers or kohya."
+)
+_MERGE = flags.DEFINE_bool(
+  "merge_lora", True, "Add the adapters into the kernels, or train them on."
+)
 _DTYPES = {"same": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -52,7 +61,12 @@ def main(argv: list[str]) -> None:
   try:
     settings = _config_file().get_config(",".join(arguments))
     lines = convert.convert(
-      config_lib.build(settings), _OUT.value, _DTYPES[_DTYPE.value]
+      config_lib.build(settings),
+      _OUT.value,
+      _DTYPES[_DTYPE.value],
+      _LLM_LORA.value,
+      _UNET_LORA.value,
+      _MERGE.value,
     )
   except ValueError as error:
     sys.exit(f"convert_hf: {error}")

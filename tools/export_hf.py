@@ -13,11 +13,11 @@ import ml_dtypes
 import numpy as np
 from absl import app, flags, logging
 
-from photochat_jax import convert
+from photochat_jax import export
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "A new folder.", required=True)
-_PARTS = flags.DEFINE_list("parts", list(convert.PARTS), "Which folders.")
+_PARTS = flags.DEFINE_list("parts", list(export.PARTS), "Which folders.")
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16", "float16"], "Of the tensors."
 )
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f"{argv[1]!r} is not a flag; flags are written --name=value.")
   try:
-    convert.export(
+    export.export(
       _WORKDIR.value,
       _OUT.value,
       _PARTS.value,

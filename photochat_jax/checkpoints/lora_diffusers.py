@@ -190,8 +190,9 @@ def write(
   """Writes a UNet's LoRA so that diffusers opens it.
 
   By a pipeline's `load_lora_weights(folder)`, or by a UNet's
-  `load_lora_adapter(folder, prefix="unet")`. How strong it is stands in the
-  metadata, which diffusers reads since 0.34.
+  `load_lora_adapter(folder, prefix="unet", use_safetensors=True)`. How strong
+  it is stands in the metadata, which diffusers reads since 0.34, and a UNet's
+  method only with `use_safetensors`.
 
   Args:
     config: of the UNet.

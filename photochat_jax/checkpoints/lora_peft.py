@@ -187,7 +187,8 @@ def write(
     [name for name in modules_to_save if name not in factors],
   )
   content["task_type"] = "CAUSAL_LM"
-  content["ensure_weight_tying"] = tied
+  if tied:
+    content["ensure_weight_tying"] = True
   lora_layers.save(folder, _STEM, tensors)
   files.write_json(epath.Path(folder) / _CONFIG, content)
 

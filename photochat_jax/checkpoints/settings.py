@@ -31,7 +31,8 @@ _repr.maxlevel = 3
 
 def shown(value: Any) -> str:
   """A value of a damaged file, short enough for a sentence."""
-  return _repr.repr(value)
+  text = _repr.repr(value)
+  return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def check_kind(

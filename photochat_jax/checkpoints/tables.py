@@ -19,48 +19,8 @@ from typing import Any
 import numpy as np
 
 from photochat_jax.checkpoints.files import WeightsError
+from photochat_jax.checkpoints.table_error import TableError, grouped
 from photochat_jax.ops import partition
-
-_TOLD = 12
-
-
-class TableError(WeightsError):
-  """Weights that do not fit a model.
-
-  Attributes:
-    missing: keys that the model needs and the weights lack.
-    extra: keys of the weights that the model has no place for.
-    misshapen: keys of another shape, with both shapes: (key, found, wanted).
-  """
-
-  def __init__(
-    self,
-    name: str,
-    missing: Sequence[str] = (),
-    extra: Sequence[str] = (),
-    misshapen: Sequence[tuple[str, tuple, tuple]] = (),
-    faults: Sequence[str] = (),
-  ):
-    self.missing = tuple(missing)
-    self.extra = tuple(extra)
-    self.misshapen = tuple(misshapen)
-    parts = []
-    if missing:
-      parts.append(f"{len(missing)} missing: {_grouped(missing)}")
-    if extra:
-      parts.append(f"{len(extra)} unknown: {_grouped(extra)}")
-    if misshapen:
-      shapes = collections.defaultdict(list)
-      for key, found, wanted in misshapen:
-        shapes[f"are {list(found)} and must be {list(wanted)}"].append(key)
-      told = [f"{_grouped(keys)} {what}" for what, keys in shapes.items()]
-      told = _shortened(told, "; ")
-      parts.append(f"{len(misshapen)} of another shape: {told}")
-    parts += faults
-    super().__init__(
-      f"The weights of {name} do not fit its config: {'; '.join(parts)}; take "
-      "both whole from one checkpoint."
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,12 +243,12 @@ def match(
       stored[tensors[name].stored].append(name)
   missing = [key for key in wanted if key not in names]
   faults = [
-    f"{_grouped(keys)} stored as {kind}, but only float32, float16 and bfloat16"
+    f"{grouped(keys)} stored as {kind}, but only float32, float16 and bfloat16"
     " can be read, nothing quantised"
     for kind, keys in stored.items()
   ]
   if twice:
-    faults.append(f"{_grouped(twice)} there a second time by another name")
+    faults.append(f"{grouped(twice)} there a second time by another name")
   if missing or extra or misshapen or faults:
     raise TableError(table.name, missing, extra, misshapen, faults)
   return wanted, names
@@ -387,23 +347,3 @@ def _finite(array: np.ndarray) -> bool:
     array.view(signed).max(initial=0) < limit.view(signed)[0]
     and array.view(unsigned).max(initial=0) < limit.view(unsigned)[1]
   )
-
-
-def _grouped(keys: Iterable[str]) -> str:
-  """Keys in a line, those that differ in numbers alone only once."""
-  groups = collections.defaultdict(list)
-  for key in keys:
-    groups[re.sub(r"\d+", "*", key)].append(key)
-  told = [
-    group[0] if len(group) == 1 else f"{shape} ({len(group)})"
-    for shape, group in groups.items()
-  ]
-  return _shortened(told, ", ")
-
-
-def _shortened(told: Sequence[str], comma: str) -> str:
-  """What fits a message: the first few, and how many more there are."""
-  more = len(told) - _TOLD
-  shown = [text if text.isprintable() else repr(text) for text in told[:_TOLD]]
-  shown = [text if len(text) <= 120 else f"{text[:120]}..." for text in shown]
-  return comma.join(shown) + (f" and {more} more" if more > 0 else "")

@@ -18,6 +18,10 @@ _ASSETS = pathlib.Path(__file__).parent / "assets"
 ROLES = ("bos_token", "eos_token", "pad_token")
 WORD_END = "</w>"
 CLIP_CONTROL = ("<|startoftext|>", "<|endoftext|>")
+_NAMES = (
+  *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+  *("vocab.json", "merges.txt"),
+)
 _ENDS = ("normalizer", "pre_tokenizer")
 _LISTS = ("normalizers", "pretokenizers")  # Of a part of type Sequence.
 # transformers' CLIPTokenizer.
@@ -76,6 +80,23 @@ def read(path: epath.PathLike | None, default: str) -> Files:
   if content["model"].get("type", "BPE") != "BPE" or not vocabulary:
     raise ValueError(f"{path} is not a byte pair encoding.")
   return Files(path, content, names, _digest(data, names))
+
+
+def copy(source: epath.PathLike, folder: epath.PathLike) -> None:
+  """Copies a tokenizer: its file, or what counts of its folder.
+
+  Args:
+    source: the file or the folder.
+    folder: made where it is not there.
+  """
+  source, folder = epath.Path(source), epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  if not source.is_dir():
+    source.copy(folder / "tokenizer.json", overwrite=True)
+    return
+  for name in _NAMES:
+    if (source / name).exists():
+      (source / name).copy(folder / name, overwrite=True)
 
 
 def require(files: Files, kind: str, vocabulary, pieces) -> None:

@@ -6,7 +6,7 @@ import hf_folders
 import jax
 import pytest
 
-from photochat_jax.checkpoints import pretrained
+from photochat_jax.models.photochat import PhotoChat
 
 
 @pytest.fixture(scope="session")
@@ -23,20 +23,22 @@ def root(sound, tmp_path):
   return hf_folders.copy(sound, tmp_path / "hub")
 
 
+_eval_shape = jax.eval_shape
+
+
 @functools.cache
 def _shapes(model):
-  return jax.eval_shape(model.init, jax.random.key(0))
+  return _eval_shape(model.init, jax.random.key(0))
 
 
 @pytest.fixture
 def shapes_once(monkeypatch):
   """Traces the initialisation of equal models only once, to save time."""
 
-  class Jax:
-    random = jax.random
+  def eval_shape(function, *args):
+    model = getattr(function, "__self__", None)
+    if isinstance(model, PhotoChat):
+      return _shapes(model)
+    return _eval_shape(function, *args)
 
-    @staticmethod
-    def eval_shape(init, key):
-      return _shapes(init.__self__)
-
-  monkeypatch.setattr(pretrained, "jax", Jax)
+  monkeypatch.setattr(jax, "eval_shape", eval_shape)

@@ -293,7 +293,7 @@ def reads_or_complains(root, file, content):
   try:
     pretrained.read_sizes(hf_folders.folders(root, file.split("/")[0]))
   except WeightsError as error:
-    hf_folders.assert_sentence(error, root)
+    hf_folders.assert_sentence(error, root, 1000)
   finally:
     path.write_bytes(before)
 

@@ -15,6 +15,7 @@ import pytest
 from photochat_jax.checkpoints import pretrained
 from photochat_jax.checkpoints.files import WeightsError
 
+huggingface_hub = pytest.importorskip("huggingface_hub")
 complaint = hf_folders.complaint
 
 
@@ -38,8 +39,6 @@ def test_a_file_for_a_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["./here", "../there", "a/b/c", "a b/c", ""])
 def test_what_looks_like_a_folder_is_not_asked_of_a_hub(name, monkeypatch):
-  import huggingface_hub
-
   def refuse(*args, **kwargs):
     raise AssertionError("asked")
 
@@ -53,7 +52,7 @@ def test_what_looks_like_a_folder_is_not_asked_of_a_hub(name, monkeypatch):
 
 
 def test_a_hub_id_that_is_nowhere_without_a_network(monkeypatch, tmp_path):
-  constants = pytest.importorskip("huggingface_hub").constants
+  constants = huggingface_hub.constants
   monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
   monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
   with pytest.raises(WeightsError, match="owner/name .* check the name") as e:
@@ -63,8 +62,6 @@ def test_a_hub_id_that_is_nowhere_without_a_network(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("reason", ["", "One line.\n\nAnother" + 300 * " word"])
 def test_whatever_a_hub_says_becomes_a_sentence(monkeypatch, reason):
-  import huggingface_hub
-
   def fail(*args, **kwargs):
     raise RuntimeError(reason)
 
