@@ -29,7 +29,7 @@ from absl import logging
 
 from photochat_jax import chat, generate, losses
 from photochat_jax.data import dialogue as dialogue_lib
-from photochat_jax.data import images, photochat, synthetic
+from photochat_jax.data import images, schema, synthetic
 from photochat_jax.data.spec import LeftOut
 from photochat_jax.metrics import image as image_metrics
 from photochat_jax.metrics import intent, text
@@ -57,7 +57,7 @@ class ModelTurn:
 
   number: int
   spoken: dialogue_lib.Spoken
-  gold: photochat.Photo | None
+  gold: schema.Photo | None
   reply: generate.Reply
   drawn: np.ndarray | None = None
   scene: Mapping[str, str] | None = None
@@ -113,14 +113,14 @@ class Found:
   chance: dict[str, Any]
   reasons: dict[str, str]
   counts: dict[str, int]
-  dialogues: list[photochat.Dialogue]
+  dialogues: list[schema.Dialogue]
   turns: list[ModelTurn]
   answers: list[Answer]
 
 
 def assess(
   generator: generate.Generator,
-  dialogues: Sequence[photochat.Dialogue],
+  dialogues: Sequence[schema.Dialogue],
   seed: int = 0,
 ) -> Found:
   """Measures a model on dialogues.
@@ -206,7 +206,7 @@ def assess(
 
 
 def text_loss(
-  generator: generate.Generator, dialogues: Sequence[photochat.Dialogue]
+  generator: generate.Generator, dialogues: Sequence[schema.Dialogue]
 ) -> text.TokenLoss:
   """The loss of what user 0 says, given the data before each token."""
   # Whatever it was trained on, what it says itself is measured.
@@ -266,7 +266,7 @@ def _score(
 
 def respond(
   generator: generate.Generator,
-  dialogues: Sequence[photochat.Dialogue],
+  dialogues: Sequence[schema.Dialogue],
   prompts: Sequence[Prompt],
   counts: collections.Counter,
 ) -> dict[Prompt, generate.Reply]:
@@ -372,8 +372,8 @@ def _scenes(dialogues) -> list[dict[str, Mapping[str, str]]]:
   ]
 
 
-def _first_photo(spoken) -> photochat.Photo | None:
-  photos = (p for p in spoken.parts if isinstance(p, photochat.Photo))
+def _first_photo(spoken) -> schema.Photo | None:
+  photos = (p for p in spoken.parts if isinstance(p, schema.Photo))
   return next(photos, None)
 
 

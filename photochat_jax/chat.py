@@ -16,7 +16,7 @@ from PIL import Image
 
 from photochat_jax import config as config_lib
 from photochat_jax import generate, inputs
-from photochat_jax.data import dialogue, images, photochat
+from photochat_jax.data import dialogue, images, schema
 from photochat_jax.data.spec import LeftOut
 from photochat_jax.models.photochat import PhotoChat
 
@@ -50,7 +50,7 @@ class Conversation:
     folder: epath.PathLike,
     seed: int = 0,
     temperature: float = 0.0,
-    turns: Sequence[photochat.Turn] = (),
+    turns: Sequence[schema.Turn] = (),
   ):
     """Begins, or goes on after `turns`.
 
@@ -68,24 +68,24 @@ class Conversation:
     self._seed = seed
     self._temperature = temperature
 
-  def add_user(self, text: str) -> photochat.Turn:
+  def add_user(self, text: str) -> schema.Turn:
     """The user says something; a message of blanks is a ChatError."""
     if not text.strip():
       raise ChatError("The message is empty; type something.")
     return self._add(USER, text.strip())
 
-  def add_user_photo(self, path: epath.PathLike) -> photochat.Turn:
+  def add_user_photo(self, path: epath.PathLike) -> schema.Turn:
     """The user shares a photo.
 
     Raises:
       images.ImageError: it cannot be read; nothing was added.
     """
     name = f"user/{len(self.turns):04d}"
-    photo = photochat.Photo(name, "", None, epath.Path(path))
+    photo = schema.Photo(name, "", None, epath.Path(path))
     self._generator.see(photo)
     return self._add(USER, "", photo)
 
-  def reply(self) -> tuple[photochat.Turn, ...]:
+  def reply(self) -> tuple[schema.Turn, ...]:
     """The model's turn: its text and photos in order, () if it is silent.
 
     After its own photo it sees the photo, as in training, before it goes on.
@@ -110,17 +110,17 @@ class Conversation:
     return tuple(self.turns[first:])
 
   def _add(self, speaker, text, photo=None):
-    self.turns.append(photochat.Turn(speaker, text, photo))
+    self.turns.append(schema.Turn(speaker, text, photo))
     return self.turns[-1]
 
-  def _draw(self, caption: str) -> photochat.Photo:
+  def _draw(self, caption: str) -> schema.Photo:
     pixels = self._generator.draw([caption], [self._seed + len(self.turns)])
     self.folder.mkdir(parents=True, exist_ok=True)
     taken = [int(p.stem) for p in self.folder.glob("*.png") if p.stem.isdigit()]
     path = self.folder / f"{max(taken, default=0) + 1:04d}.png"
     with path.open("wb") as file:
       Image.fromarray(pixels[0]).save(file, "PNG")
-    return photochat.Photo(f"chat/{path.stem}", "", caption, path)
+    return schema.Photo(f"chat/{path.stem}", "", caption, path)
 
   def save(self, path: epath.PathLike) -> epath.Path:
     """Writes the conversation as a list of one PhotoChat record.
@@ -200,12 +200,12 @@ class Conversation:
 def _photo_file(path: epath.Path, photo_id: str) -> epath.Path:
   """Where the photo of a saved conversation lies."""
   folder = path.parent
-  if folder.name in photochat.SPLITS:
+  if folder.name in schema.SPLITS:
     folder = folder.parent
   return folder / "photos" / f"{photo_id}.jpg"
 
 
-def _copy_photo(photo: photochat.Photo, target: epath.Path) -> None:
+def _copy_photo(photo: schema.Photo, target: epath.Path) -> None:
   """Writes a photo as JPEG of its own size, without what a camera noted."""
   image = images.decode(photo.path.read_bytes(), str(photo.path))
   target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,17 +213,17 @@ def _copy_photo(photo: photochat.Photo, target: epath.Path) -> None:
     image.save(file, "JPEG", quality=95, subsampling=0)
 
 
-def _read_turn(record: dict, path: epath.Path) -> photochat.Turn:
+def _read_turn(record: dict, path: epath.Path) -> schema.Turn:
   photo = None
   if record["share_photo"]:
     file = _photo_file(path, record["photo_id"])
-    photo = photochat.Photo(
+    photo = schema.Photo(
       record["photo_id"],
       record["photo_description"],
       record.get("photo_caption"),
       file if file.exists() else None,
     )
-  return photochat.Turn(record["user_id"], record["message"], photo)
+  return schema.Turn(record["user_id"], record["message"], photo)
 
 
 def open_generator(

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from photochat_jax import decoding
-from photochat_jax.data import dialogue, images
-from photochat_jax.data import photochat as data
+from photochat_jax.data import dialogue, images, schema
 from photochat_jax.data.spec import DataSpec
 from photochat_jax.models.photochat import PhotoChat
 
@@ -85,7 +84,7 @@ class Generator:
     self._rules = decoding.Rules.of(llm_tokenizer, spec.caption_tokens)
     self._photos: dict[str, np.ndarray] = {}
 
-  def see(self, photo: data.Photo) -> np.ndarray:
+  def see(self, photo: schema.Photo) -> np.ndarray:
     """A photo as the model sees it, uint8[vision_size, vision_size, 3].
 
     It is read once: what a user shows may be gone at the next turn.

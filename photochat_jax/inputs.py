@@ -15,7 +15,7 @@ from etils import epath
 from photochat_jax import sharding
 from photochat_jax.checkpoints import manager, pretrained
 from photochat_jax.config import RunConfig
-from photochat_jax.data import photochat, synthetic, tokenizers
+from photochat_jax.data import photochat, schema, synthetic, tokenizers
 from photochat_jax.data.spec import DataSpec
 from photochat_jax.models.photochat import Params, PhotoChat
 from photochat_jax.ops import partition
@@ -59,7 +59,7 @@ def data_spec(run: RunConfig, batch_size: int, **changes) -> DataSpec:
 
 def read_split(
   run: RunConfig, workdir: epath.PathLike, split: str
-) -> tuple[list[photochat.Dialogue], photochat.Coverage]:
+) -> tuple[list[schema.Dialogue], schema.Coverage]:
   """One split's dialogues; a synthetic set is written to WORKDIR/data first.
 
   Raises:

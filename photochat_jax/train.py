@@ -32,7 +32,7 @@ from photochat_jax import (
 )
 from photochat_jax.checkpoints.manager import Checkpoints
 from photochat_jax.config import ConfigError, RunConfig, StageConfig
-from photochat_jax.data import photochat, pipeline, vocabulary
+from photochat_jax.data import pipeline, schema, vocabulary
 from photochat_jax.initial import Leg
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.progress import Progress, parameter_table
@@ -46,7 +46,7 @@ class Interrupted(SystemExit):
   """The run was asked to stop; its state is saved. Exit code 130."""
 
 
-def has_photos(dialogues: Sequence[photochat.Dialogue]) -> bool:
+def has_photos(dialogues: Sequence[schema.Dialogue]) -> bool:
   """Whether any photo of the dialogues has a file."""
   return any(
     turn.photo is not None and turn.photo.path is not None
@@ -56,7 +56,7 @@ def has_photos(dialogues: Sequence[photochat.Dialogue]) -> bool:
 
 
 def plan_stages(
-  run: RunConfig, dialogues: Sequence[photochat.Dialogue]
+  run: RunConfig, dialogues: Sequence[schema.Dialogue]
 ) -> tuple[list[Leg], list[str]]:
   """Lays the stages out, leaving out those without data.
 
@@ -144,7 +144,7 @@ class _Trainer:
   run: RunConfig
   model: PhotoChat
   mesh: Any
-  dialogues: Sequence[photochat.Dialogue]
+  dialogues: Sequence[schema.Dialogue]
   llm_tokenizer: Any
   clip_tokenizer: Any
   workdir: epath.Path

@@ -16,7 +16,7 @@ from photochat_jax import assess, chat, evaluate, generate, inputs, showcase
 from photochat_jax import config as config_lib
 from photochat_jax.checkpoints import manager
 from photochat_jax.data import dialogue as dialogue_lib
-from photochat_jax.data import photochat, synthetic
+from photochat_jax.data import photochat, schema, synthetic
 from photochat_jax.metrics import report, text
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.state import TrainState
@@ -74,7 +74,7 @@ def gold_reply(dialogue, prompt):
   assert spoken.speaker == prompt.side
   words, caption = [], None
   for part in spoken.parts:
-    if isinstance(part, photochat.Photo):
+    if isinstance(part, schema.Photo):
       caption = dialogue.facts["photos"][part.id]["full_caption"]
       break
     words.append(part)

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from photochat_jax.data import photochat
+from photochat_jax.data import schema
 from photochat_jax.data.spec import (
   DataSpec,
   LeftOut,
@@ -59,13 +59,13 @@ class Spoken(NamedTuple):
   speaker: int
   start: int
   stop: int
-  parts: tuple[str | photochat.Photo, ...]
+  parts: tuple[str | schema.Photo, ...]
 
 
 class Caption(NamedTuple):
   """A caption the model writes: strictly what is between the marks."""
 
-  photo: photochat.Photo
+  photo: schema.Photo
   ordinal: int  # counts the dialogue's photos, whoever shares them
   start: int  # position of its first token
   tokens: np.ndarray  # int32[at most n]
@@ -87,7 +87,7 @@ class Context:
 
   tokens: np.ndarray
   visual_index: np.ndarray
-  photos: tuple[photochat.Photo, ...]
+  photos: tuple[schema.Photo, ...]
   ordinals: tuple[int, ...]
   cut_turns: int
   missing_photos: int
@@ -112,7 +112,7 @@ class _Piece(NamedTuple):
   tokens: Sequence[int]
   slots: int = 0
   text: str = ""
-  photo: photochat.Photo | None = None
+  photo: schema.Photo | None = None
   ordinal: int = -1
   cut: bool = False
 
@@ -122,7 +122,7 @@ class _Turn(NamedTuple):
   pieces: Sequence[_Piece]
 
 
-def merge_turns(turns: Iterable[photochat.Turn]) -> list[Spoken]:
+def merge_turns(turns: Iterable[schema.Turn]) -> list[Spoken]:
   """Joins consecutive turns of one speaker; drops turns that say nothing."""
   merged: list[Spoken] = []
   for i, turn in enumerate(turns):
@@ -139,7 +139,7 @@ def merge_turns(turns: Iterable[photochat.Turn]) -> list[Spoken]:
 
 
 def encode_example(
-  turns: Sequence[photochat.Turn], side: int, tokenizer: Any, spec: DataSpec
+  turns: Sequence[schema.Turn], side: int, tokenizer: Any, spec: DataSpec
 ) -> Example:
   """A dialogue from one speaker's side, as a training example.
 
@@ -182,7 +182,7 @@ def encode_example(
 
 
 def encode_context(
-  turns: Sequence[photochat.Turn],
+  turns: Sequence[schema.Turn],
   side: int,
   tokenizer: Any,
   spec: DataSpec,
@@ -221,7 +221,7 @@ def left_pad(
   length: int,
   tokenizer: Any,
   spec: DataSpec,
-  load_photo: Callable[[photochat.Photo], np.ndarray],
+  load_photo: Callable[[schema.Photo], np.ndarray],
 ) -> dict[str, np.ndarray]:
   """Contexts -> arrays for batched generation, ends aligned on the right.
 

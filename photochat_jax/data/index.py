@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from photochat_jax.data import dialogue as dialogue_lib
-from photochat_jax.data import photochat, vocabulary
+from photochat_jax.data import schema, vocabulary
 from photochat_jax.data.spec import DataSpec, LeftOut
 
 _INDICES_KEPT = 4
@@ -46,7 +46,7 @@ class Index(NamedTuple):
 
 
 def build_index(
-  dialogues: Sequence[photochat.Dialogue],
+  dialogues: Sequence[schema.Dialogue],
   spec: DataSpec,
   llm_tokenizer: Any,
   clip_tokenizer: Any,
@@ -139,37 +139,37 @@ def _align(llm_tokenizer, clip_tokenizer, ids) -> AlignedCaption:
 class Picture(NamedTuple):
   """A photo with a file, of the kinds 'captions' and 'photos'."""
 
-  photo: photochat.Photo
+  photo: schema.Photo
   number: int  # the order of first being shared: its example id
   caption: str | None  # the one that names everything, where there is one
 
 
 def as_questions(
-  dialogues: Sequence[photochat.Dialogue],
-) -> list[photochat.Dialogue]:
+  dialogues: Sequence[schema.Dialogue],
+) -> list[schema.Dialogue]:
   """Every captioned photo as a dialogue of its own, to learn to see with.
 
   The photo is shown, the model describes it (BLIP-2's image-grounded text
   generation, arXiv 2301.12597, section 3.2), and then answers what the
   photo's dialogue asks of it, where `facts` say which messages do.
   """
-  asked: dict[str, tuple[photochat.Turn, ...]] = {}
+  asked: dict[str, tuple[schema.Turn, ...]] = {}
   for dialogue in dialogues:
     for question in (dialogue.facts or {}).get("questions", ()):
       answer = question["turn"]
       before, after = (dialogue.turns[i].text for i in (answer - 1, answer))
       asked[question["photo_id"]] = (
         *asked.get(question["photo_id"], ()),
-        photochat.Turn(1, before),
-        photochat.Turn(0, after),
+        schema.Turn(1, before),
+        schema.Turn(0, after),
       )
   return [
-    photochat.Dialogue(
+    schema.Dialogue(
       id=photo.id,
       split="",
       turns=(
-        photochat.Turn(1, "", dataclasses.replace(photo, caption=None)),
-        photochat.Turn(0, caption),
+        schema.Turn(1, "", dataclasses.replace(photo, caption=None)),
+        schema.Turn(0, caption),
         *asked.get(photo.id, ()),
       ),
     )
@@ -178,7 +178,7 @@ def as_questions(
 
 
 def list_pictures(
-  dialogues: Sequence[photochat.Dialogue], captioned: bool
+  dialogues: Sequence[schema.Dialogue], captioned: bool
 ) -> list[Picture]:
   """Every photo with a file once; `captioned` drops those without a caption.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from photochat_jax.data import images, packing, photochat
+from photochat_jax.data import images, packing, schema
 from photochat_jax.data import index as index_lib
 from photochat_jax.data.spec import DataSpec
 
@@ -38,7 +38,7 @@ class PhotoCache:
     self._room = max_bytes
     self._photos: dict[tuple, np.ndarray | None] = {}
 
-  def get(self, photo: photochat.Photo, load: Callable, size: int):
+  def get(self, photo: schema.Photo, load: Callable, size: int):
     """uint8[size, size, 3], or None for a file that is no photo."""
     key = (str(photo.path), load.__name__, size)
     if key in self._photos:
@@ -84,7 +84,7 @@ class Pipeline:
 
   def __init__(
     self,
-    dialogues: Sequence[photochat.Dialogue],
+    dialogues: Sequence[schema.Dialogue],
     kind: str,
     spec: DataSpec,
     llm_tokenizer: Any,

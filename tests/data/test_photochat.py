@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from photochat_jax.data import photochat
-from photochat_jax.data.photochat import read_split, shared_photos
+from photochat_jax.data import photochat, schema
+from photochat_jax.data.photochat import read_split
+from photochat_jax.data.schema import shared_photos
 
 SAMPLE = pathlib.Path(__file__).parent / "photochat_sample"
 
@@ -67,9 +68,9 @@ def test_real_dialogues(split, count):
 
 def test_a_real_dialogue_by_hand():
   dialogue = read_split(SAMPLE, "train")[0][2]
-  assert dialogue.turns[0] == photochat.Turn(1, "What you been up too?")
+  assert dialogue.turns[0] == schema.Turn(1, "What you been up too?")
   photo = dialogue.turns[6].photo
-  assert photo == photochat.Photo(
+  assert photo == schema.Photo(
     "train/90ceedce9f09733f",
     "The photo has your uncle Kairo. Objects in the photo: Suit, Man, Face",
     None,
@@ -115,7 +116,7 @@ def test_a_turn_s_own_fields_count(tmp_path):
     tmp_path, record(own, turn("", True), photo_caption="record's")
   )
   first, second = dialogue.turns
-  assert first == photochat.Turn(1, "see", photochat.Photo("a/b", "d", "c"))
+  assert first == schema.Turn(1, "see", schema.Photo("a/b", "d", "c"))
   assert second.photo.id == "train/01ab"
   assert second.photo.caption == "record's"
 
@@ -123,7 +124,7 @@ def test_a_turn_s_own_fields_count(tmp_path):
 def test_another_photo_does_not_get_the_record_s_words(tmp_path):
   item = record(turn("", True, photo_id="a/b"), photo_caption="a dog")
   [dialogue], coverage = read_one(tmp_path, item)
-  assert dialogue.turns[0].photo == photochat.Photo("a/b", "", None)
+  assert dialogue.turns[0].photo == schema.Photo("a/b", "", None)
   assert coverage.captions_missing == 2
 
 
@@ -161,7 +162,7 @@ def test_photo_id_is_needed_only_for_a_photo(tmp_path):
   quiet = record(turn())
   del quiet["photo_id"]
   [dialogue], coverage = read_one(tmp_path, quiet)
-  assert dialogue.turns == (photochat.Turn(0, "hi"),)
+  assert dialogue.turns == (schema.Turn(0, "hi"),)
   assert coverage.broken == ()
 
 
