@@ -131,7 +131,9 @@ class PhotoChat:
       for k, (part, args) in zip(keys, inputs.items(), strict=True)
       if part in self.parts
     }
-    return lora_lib.init(c.lora, params, jax.random.fold_in(key, 0))
+    # The first number that `split` has not used.
+    lora_key = jax.random.fold_in(key, len(inputs))
+    return lora_lib.init(c.lora, params, lora_key)
 
   @property
   def photo_shape(self) -> tuple[int, int, int]:

@@ -156,6 +156,7 @@ def test_autoencoders(name):
   settings = hub_configs.VAE[name]
   config = vae.read_config(settings)
   assert config == VAEConfig.sd15()
+  assert config.factor == 8
   tensors, theirs = on_meta(
     lambda: diffusers.AutoencoderKL.from_config(settings)
   )
