@@ -99,8 +99,16 @@ CONFIGS = (
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
 
 
-def write(folder: pathlib.Path) -> dict[str, object]:
-  """Writes the three folders and returns the originals, by folder."""
+def write(
+  folder: pathlib.Path, vocab_size: int = LLAMA["vocab_size"]
+) -> dict[str, object]:
+  """Writes the three folders and returns the originals, by folder.
+
+  Args:
+    folder: which holds them.
+    vocab_size: of the language model.
+  """
+  llama_numbers = LLAMA | {"vocab_size": vocab_size}
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   diffusers = pytest.importorskip("diffusers")
@@ -112,7 +120,7 @@ def write(folder: pathlib.Path) -> dict[str, object]:
     num_query_tokens=3,
   )
   models = {
-    "llm": transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
+    "llm": transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_numbers)),
     "blip2": transformers.Blip2ForConditionalGeneration(eyes),
     "diffusion/text_encoder": transformers.CLIPTextModel(
       transformers.CLIPTextConfig(**TEXT)

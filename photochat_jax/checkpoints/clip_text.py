@@ -5,6 +5,7 @@ from typing import Any
 
 from photochat_jax.checkpoints import settings as settings_lib
 from photochat_jax.checkpoints import tables
+from photochat_jax.checkpoints.files import WeightsError
 from photochat_jax.models.clip_text import CLIPTextConfig
 
 PART = "the text encoder"
@@ -38,6 +39,12 @@ def read_config(
   """
   settings_lib.check_kind(settings, "model_type", ("clip_text_model",), PART)
   numbers = settings_lib.take(settings, _FIELDS, PART)
+  if numbers["max_position_embeddings"] < 3:
+    raise WeightsError(
+      f"The config of {PART} has max_position_embeddings="
+      f"{numbers['max_position_embeddings']}; it must be 3 or more, for BOS, a "
+      "piece of text and EOS."
+    )
   return settings_lib.build(CLIPTextConfig, PART, **numbers | overrides)
 
 

@@ -43,7 +43,9 @@ class WeightsError(ValueError):
 
 def reason(error: Exception, most: int = 160) -> str:
   """A complaint, cut to `most` letters, as part of a sentence of ours."""
-  text = " ".join(str(error).split()).removesuffix(".")
+  # The system's own words, which do not name the file again.
+  text = getattr(error, "strerror", None) or str(error)
+  text = " ".join(text.split()).removesuffix(".")
   text = text or type(error).__name__
   return text if len(text) <= most else f"{text[:most]}..."
 
@@ -300,11 +302,11 @@ def _find(
 ) -> tuple[list[str], Mapping[str, str] | None]:
   """The names of the weight files, and the index where there is one."""
   # Some Stable Diffusion mirrors have the half-precision variant alone.
-  for name in (stem, f"{stem}.fp16"):
-    if (folder / f"{name}.safetensors").exists():
-      return [f"{name}.safetensors"], None
-    if (folder / f"{name}.safetensors.index.json").exists():
-      path = folder / f"{name}.safetensors.index.json"
+  for variant in ("", ".fp16"):
+    if (folder / f"{stem}{variant}.safetensors").exists():
+      return [f"{stem}{variant}.safetensors"], None
+    path = folder / f"{stem}.safetensors.index{variant}.json"
+    if path.exists():
       break
   else:
     raise _no_weights(folder, stem)

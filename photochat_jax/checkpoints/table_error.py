@@ -48,6 +48,17 @@ class TableError(WeightsError):
     )
 
 
+  def details(self) -> str:
+    """Every key that does not fit, where the sentence names the first only."""
+    lines = [f"missing: {key}" for key in self.missing]
+    lines += [f"unknown: {key}" for key in self.extra]
+    lines += [
+      f"{key} is {list(found)} and must be {list(wanted)}"
+      for key, found, wanted in self.misshapen
+    ]
+    return "\n".join(lines)
+
+
 def grouped(keys: Iterable[str], most: int = _TOLD) -> str:
   """Keys in a line, those that differ in numbers alone only once.
 

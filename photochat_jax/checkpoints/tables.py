@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from photochat_jax.checkpoints.files import WeightsError
 from photochat_jax.checkpoints.table_error import TableError, grouped
@@ -250,7 +251,10 @@ def match(
   if twice:
     faults.append(f"{grouped(twice)} there a second time by another name")
   if missing or extra or misshapen or faults:
-    raise TableError(table.name, missing, extra, misshapen, faults)
+    error = TableError(table.name, missing, extra, misshapen, faults)
+    if details := error.details():
+      logging.error("What does not fit:\n%s", details)
+    raise error
   return wanted, names
 
 

@@ -126,6 +126,11 @@ FIELDS = {
     "'clip_text_model'",
   ),
   "an unknown activation": (TEXT, {"hidden_act": "tanh"}, "choose one of"),
+  "no room for a caption": (
+    TEXT,
+    {"max_position_embeddings": 2},
+    "max_position_embeddings=2",
+  ),
   "heads that do not fit": (TEXT, {"num_attention_heads": 3}, "multiple of"),
   "more width than the UNet reads": (
     TEXT,

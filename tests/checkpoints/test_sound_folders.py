@@ -181,14 +181,8 @@ def test_shards_give_what_one_file_gives(sound, root):
   assert_same(hf_folders.read(root, "llm"), hf_folders.read(sound, "llm"))
 
 
-def test_the_index_decides_where_there_is_no_single_file(sound, root):
-  """Files of another format beside them are left alone."""
-  (root / "llm/pytorch_model.bin").write_bytes(b"not looked at")
-  (root / "llm/other.safetensors").write_bytes(b"not looked at")
-  assert_same(hf_folders.read(root, "llm"), hf_folders.read(sound, "llm"))
-
-
 def test_the_half_precision_variant_alone_is_read(sound, root):
+  (root / "llm/pytorch_model.bin").write_bytes(b"not looked at")
   folder = root / "diffusion/unet"
   stem = "diffusion_pytorch_model"
   (folder / f"{stem}.safetensors").rename(folder / f"{stem}.fp16.safetensors")

@@ -1,6 +1,5 @@
 """checkpoints/tables.py on tables made by hand."""
 
-import math
 import tracemalloc
 
 import jax
@@ -8,12 +7,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from photochat_jax.checkpoints import blip2, files, llama, tables
+from photochat_jax.checkpoints import files, llama, tables
 from photochat_jax.checkpoints.tables import Row, Table, TableError
-from photochat_jax.models import qformer, vit
 from photochat_jax.models.llama import Llama, LlamaConfig
 from photochat_jax.ops import partition
 
@@ -113,14 +109,16 @@ def test_values_stand_where_the_rows_say():
 
 
 def test_layers_may_be_any_numbers_in_any_order():
-  table = Table("odd", (Row("x/scale", "h.{layer}.g", layers=(5, 1)),))
-  tensors = {
-    "h.1.g": np.ones(3, np.float32),
-    "h.5.g": np.full(3, 5, np.float32),
-  }
-  params = tables.read(table, shapes(x__scale=(2, 3)), tensors)
-  np.testing.assert_array_equal(params["x"]["scale"], [[5] * 3, [1] * 3])
-  assert [key for key, _ in tables.write(table, params)] == ["h.5.g", "h.1.g"]
+  table = Table("odd", (Row("x/scale", "h.{layer}.g", layers=(5, 1, 3)),))
+  tensors = {f"h.{i}.g": np.full(2, i, np.float32) for i in (1, 3, 5)}
+  params = tables.read(table, shapes(x__scale=(3, 2)), tensors)
+  np.testing.assert_array_equal(params["x"]["scale"], [[5, 5], [1, 1], [3, 3]])
+  written = list(tables.write(table, params))
+  assert [(key, value[0]) for key, value in written] == [
+    ("h.5.g", 5),
+    ("h.1.g", 1),
+    ("h.3.g", 3),
+  ]
 
 
 def test_keys_of_other_versions_and_foreign_keys_are_understood():
@@ -255,56 +253,6 @@ def test_mistakes_in_a_table_are_told(rows, message):
 )
 def test_names_of_modules_differ_in_punctuation(ours, theirs):
   assert tables.module_key(ours) == theirs
-
-
-VISION = vit.ViTConfig(
-  image_size=6, patch_size=3, hidden_size=4, num_attention_heads=1
-)
-PATCHES = next(
-  row.transform
-  for row in blip2.table(VISION, qformer.QFormerConfig()).rows
-  if row.path == "vision_model/patch_embedding/kernel"
-)
-
-
-def vocabulary(name):
-  config = LlamaConfig(vocab_size=7)
-  return next(
-    row.transform for row in llama.table(config).rows if row.path == name
-  )
-
-
-# Name: (transform, their shape, our shape).
-TRANSFORMS = {
-  "same": (tables.SAME, (3, 4), (3, 4)),
-  "dense": (tables.DENSE, (3, 4), (4, 3)),
-  "conv": (tables.CONV, (2, 3, 4, 5), (4, 5, 3, 2)),
-  "pointwise": (tables.POINTWISE, (2, 3, 1, 1), (3, 2)),
-  "patches": (PATCHES, (4, 3, 3, 3), (27, 4)),
-  "embedding": (vocabulary("embed_tokens/embedding"), (7, 4), (128, 4)),
-  "head": (vocabulary("lm_head/kernel"), (7, 4), (4, 128)),
-}
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
-@given(
-  dtype=st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
-  data=st.data(),
-)
-def test_every_transform_there_and_back_keeps_every_bit(name, dtype, data):
-  transform, theirs, ours = TRANSFORMS[name]
-  size = math.prod(theirs) * np.dtype(dtype).itemsize
-  # Any bits: infinities and all kinds of NaN among them.
-  bits = data.draw(st.binary(min_size=size, max_size=size))
-  tensor = np.frombuffer(bits, dtype).reshape(theirs)
-  out, again = np.zeros(ours, dtype), np.ones(ours, dtype)
-  transform.read(tensor, out)
-  back = transform.write(out)
-  assert back.dtype == dtype and back.shape == theirs
-  assert np.ascontiguousarray(back).tobytes() == bits
-  # Every number is written, those of the padding too.
-  transform.read(tensor, again)
-  assert again.tobytes() == out.tobytes()
 
 
 def test_dtypes_are_kept_widened_or_as_asked():

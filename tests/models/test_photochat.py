@@ -27,7 +27,8 @@ def toy(**changes):
 def test_linear_perceiver_projects_the_patches_of_transformers():
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
-  import torch_weights
+  import hf_models
+  import hf_parts
 
   model = toy(perceiver="linear")
   numbers = dataclasses.asdict(model.config.vision)
@@ -36,10 +37,10 @@ def test_linear_perceiver_projects_the_patches_of_transformers():
   eyes = transformers.Blip2VisionModel(
     transformers.Blip2VisionConfig(**numbers, attn_implementation="eager")
   )
-  torch_weights.randomise(eyes, 0)
-  linear = torch_weights.randomise(torch.nn.Linear(16, 32), 1)
+  hf_models.randomise(eyes, 0)
+  linear = hf_models.randomise(torch.nn.Linear(16, 32), 1)
   params = {
-    "vision_model": torch_weights.vit_params(eyes),
+    "vision_model": hf_parts.vit_params(eyes),
     "language_projection": {
       "kernel": linear.weight.detach().numpy().T,
       "bias": linear.bias.detach().numpy(),
@@ -165,7 +166,8 @@ def test_linear_perceiver_learns_from_words(tmp_path):
 def test_photos_larger_than_a_tile_are_those_of_diffusers(tile_size):
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
-  import torch_weights_diffusion as weights
+  import hf_models
+  import hf_parts
 
   config = vae.VAEConfig.tiny(
     block_out_channels=(8, 8), norm_num_groups=4, tile_size=tile_size
@@ -177,11 +179,11 @@ def test_photos_larger_than_a_tile_are_those_of_diffusers(tile_size):
     up_block_types=("UpDecoderBlock2D",) * 2,
     sample_size=tile_size,
   )
-  weights.randomise(oracle, 5)
+  hf_models.randomise(oracle, 5)
   if tile_size:
     oracle.enable_tiling()
   model = toy(vae=config)
-  params = {"vae": weights.conv_params(oracle.state_dict())}
+  params = {"vae": hf_parts.conv_params(oracle.state_dict())}
   rng = np.random.default_rng(6)
   photos = rng.integers(0, 256, (2, 10, 8, 3), np.uint8)
   latents = rng.normal(size=(2, 5, 4, 4)).astype(np.float32)

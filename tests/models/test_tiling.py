@@ -31,8 +31,9 @@ CASES = {
 def make(changes, tile=TILE, loudness=1):
   """diffusers' tiling model of random weights, ours, and its parameters."""
   diffusers = pytest.importorskip("diffusers")
+  import hf_models
+  import hf_parts
   import torch
-  import torch_weights_diffusion as weights
 
   numbers = dict(
     block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
@@ -47,11 +48,11 @@ def make(changes, tile=TILE, loudness=1):
     up_block_types=("UpDecoderBlock2D",) * blocks,
     sample_size=tile,
   )
-  weights.randomise(oracle, 3)
+  hf_models.randomise(oracle, 3)
   with torch.no_grad():
     oracle.quant_conv.weight.mul_(loudness)
   oracle.enable_tiling()
-  params = weights.conv_params(oracle.state_dict())
+  params = hf_parts.conv_params(oracle.state_dict())
   return oracle, vae.VAE(config), params
 
 

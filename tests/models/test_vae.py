@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers' `AutoencoderKL` on torch."""
+"""models/vae.py; `tests/parity/test_autoencoder.py` has the original."""
 
 import chex
 import jax
@@ -9,114 +9,6 @@ import pytest
 from photochat_jax.models import vae
 
 TINY = dict(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
-# Name: (differences from TINY, photo sides).
-CASES = {
-  "plain": ({}, (8, 8)),
-  "rectangle": (
-    dict(
-      block_out_channels=(8, 8, 24),
-      layers_per_block=2,
-      latent_channels=3,
-      norm_num_groups=8,
-    ),
-    (12, 20),
-  ),
-}
-
-
-def torch_vae(config, seed, **scales):
-  """diffusers' VAE of our config, every parameter random, and its tree."""
-  diffusers = pytest.importorskip("diffusers")
-  import torch_weights_diffusion as weights
-
-  blocks = len(config.block_out_channels)
-  model = diffusers.AutoencoderKL(
-    in_channels=config.in_channels,
-    out_channels=config.out_channels,
-    latent_channels=config.latent_channels,
-    block_out_channels=config.block_out_channels,
-    layers_per_block=config.layers_per_block,
-    norm_num_groups=config.norm_num_groups,
-    down_block_types=("DownEncoderBlock2D",) * blocks,
-    up_block_types=("UpDecoderBlock2D",) * blocks,
-  )
-  weights.randomise(model, seed, **scales)
-  return model, weights.conv_params(model.state_dict())
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_diffusers(case):
-  torch = pytest.importorskip("torch")
-  import torch_weights_diffusion as weights
-
-  changes, (height, width) = CASES[case]
-  config = vae.VAEConfig(**(TINY | changes))
-  oracle, params = torch_vae(config, seed=1)
-  rng = np.random.default_rng(2)
-  photos = rng.uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
-  shape = height // config.factor, width // config.factor
-  latents = rng.normal(size=(2, *shape, config.latent_channels))
-  latents = latents.astype(np.float32)
-
-  def channels_first(x):
-    return torch.tensor(x.transpose(0, 3, 1, 2).copy())
-
-  def channels_last(x):
-    return x.detach().permute(0, 2, 3, 1).numpy()
-
-  posterior = oracle.encode(channels_first(photos)).latent_dist
-  decoded = oracle.decode(channels_first(latents)).sample
-  loss = (
-    posterior.mean.square().mean()
-    + posterior.logvar.square().mean()
-    + decoded.square().mean()
-  )
-  loss.backward()
-  gradients = weights.conv_params(
-    {key: parameter.grad for key, parameter in oracle.named_parameters()}
-  )
-  model = vae.VAE(config)
-
-  def loss(params):
-    mean, logvar = model.apply({"params": params}, photos, method="encode")
-    back = model.apply({"params": params}, latents, method="decode")
-    total = sum(jnp.square(x).mean() for x in (mean, logvar, back))
-    return total, (mean, logvar, back)
-
-  compiled = jax.jit(
-    jax.value_and_grad(loss, has_aux=True),
-    compiler_options={"xla_backend_optimization_level": 0},
-  )
-  (_, (mean, logvar, back)), by_params = compiled(params)
-  np.testing.assert_allclose(mean, channels_last(posterior.mean), atol=1e-4)
-  np.testing.assert_allclose(logvar, channels_last(posterior.logvar), atol=1e-4)
-  np.testing.assert_allclose(back, channels_last(decoded), atol=1e-4)
-  chex.assert_trees_all_close(by_params, gradients, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("loud", [None, "attentions"])
-def test_every_epsilon_is_that_of_diffusers(loud):
-  torch = pytest.importorskip("torch")
-  config = vae.VAEConfig(**TINY)
-  oracle, params = torch_vae(config, seed=1, kernel_scale=3e-3, loud=loud)
-  rng = np.random.default_rng(2)
-  photos = rng.uniform(-1, 1, (1, 3, 8, 8)).astype(np.float32)
-  latents = rng.normal(size=(1, 4, 4, 4)).astype(np.float32)
-  with torch.no_grad():
-    mean = oracle.encode(torch.tensor(photos)).latent_dist.mean
-    back = oracle.decode(torch.tensor(latents)).sample
-  model = vae.VAE(config)
-  for method, value, want in (
-    ("encode", photos, mean),
-    ("decode", latents, back),
-  ):
-    got = jax.jit(
-      lambda p, x, method=method: model.apply(p, x, method=method),
-      compiler_options={"xla_backend_optimization_level": 0},
-    )({"params": params}, value.transpose(0, 2, 3, 1))
-    got = got[0] if method == "encode" else got
-    want = want.permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
 def test_the_variance_is_kept_in_bounds():
@@ -175,16 +67,6 @@ def test_shapes_dtypes_and_one_init_for_both_halves():
     lambda p: model.apply(p, photos, method="encode"), params
   )
   chex.assert_shape([mean, logvar], (2, 8, 8, 4))
-
-
-def test_real_size_has_its_published_parameter_count():
-  shapes = jax.eval_shape(
-    vae.VAE(vae.VAEConfig.sd15()).init,
-    jax.random.key(0),
-    jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
-  )
-  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 83_653_863
-  assert vae.VAEConfig.sd15().factor == 8
 
 
 def test_impossible_numbers_are_refused():
