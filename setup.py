@@ -34,6 +34,8 @@ INSTALL_REQUIRES = [
   f"tensorflow-cpu>=2.21,<3; {_LINUX_X86}",
   f"tensorflow>=2.21,<3; {_ELSEWHERE}",
   "tensorflow-datasets>=4.9.10",  # Prepared datasets.
+  # Photos' moments and prepared datasets by number, read without TensorFlow.
+  'array_record>=0.8; platform_system == "Linux"',
   "importlib_resources>=5",  # tensorflow-datasets needs it without saying so.
   "protobuf>=6.31.1,<8",  # Where TensorFlow and tensorboardX agree.
   "tensorboardX>=2.6.4",  # TensorBoard files without TensorFlow.
@@ -46,7 +48,9 @@ EXTRAS_REQUIRE = {
     "gcsfs",  # Workdirs and data in gs:// buckets.
   ],
   "cuda": ["jax[cuda12]>=0.10.2,<0.13"],  # CUDA libraries as wheels.
-  "data": ["aiohttp"],  # Fetching photos.
+  # Fetching photos; older ones read endless headers (CVE-2026-22815).
+  "data": ["aiohttp>=3.13.4,<4"],
+  "caption": ["torch>=2.4"],  # Captions by transformers' BLIP-2.
   "eval": ["sacrebleu", "rouge-score"],  # The metrics' reference versions.
   "serve": ["fastapi", "uvicorn"],  # HTTP.
   "profile": ["xprof"],  # Reading profiles in TensorBoard.
@@ -55,6 +59,7 @@ EXTRAS_REQUIRE = {
     "pytest-xdist",  # The tests on several cores: pytest -n 4.
     "hypothesis",  # Random shapes and texts.
     "dill",  # tensorflow_datasets.testing imports it.
+    "aiohttp>=3.13.4,<4",  # As in `data`.
     "ruff",  # Style.
     "scikit-image",  # An independent reference for image metrics.
     "peft>=0.19,<1",  # The reference of adapters; with accelerate, for torch.
@@ -75,7 +80,10 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
   packages=find_packages(include=["photochat_jax", "photochat_jax.*"]),
-  package_data={"photochat_jax.data": ["assets/*.json"]},
+  package_data={
+    "photochat_jax.data": ["assets/*.json"],
+    "photochat_jax.data.builders": ["*/*.md", "*/*.bib", "*/*.txt", "*/*.tsv"],
+  },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,
   classifiers=[

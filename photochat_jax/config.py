@@ -33,9 +33,12 @@ from photochat_jax.models.vit import ViTConfig
 class DataConfig:
   """What is read and how a dialogue becomes a row of tokens."""
 
-  source: str = "synthetic"  # "synthetic" (generated) or "photochat" (read).
-  path: str = ""  # Folder {train,dev,test}/*.json and photos/; for photochat.
-  caption_source: str = "given"  # photo_caption; "labels" or "description".
+  source: str = "synthetic"  # Generated, or a name of data/sources.py.
+  path: str = ""  # The data set's folder, with photos/; its reader says more.
+  # More to train on: (source, path, weight), ...; the main source has weight 1.
+  mix: tuple = ()
+  caption_source: str = "given"  # Or "labels", "description", "written".
+  max_broken: float = 0.05  # Largest share of records that may be unusable.
   num_train: int = 2000  # Synthetic dialogues to train on.
   num_dev: int = 100  # Synthetic dialogues of the dev split.
   num_test: int = 100  # Synthetic dialogues of the test split.
@@ -47,6 +50,8 @@ class DataConfig:
   photos_in: int = 2  # Photos a row can see at most, P.
   photos_out: int = 2  # Photos a row can draw at most, Q.
   flip: bool = True  # Mirror half of the photos which are learnt.
+  crop: bool = False  # Cut random squares out of the photos to draw.
+  moments: str = ""  # Folder of tools/precompute.py; "" encodes every photo.
   template: str = "llama2"  # Or llama3, chatml, zephyr, bare: data/spec.py.
   system_prompt: str = "You chat and share photos."  # "" leaves it out.
 

@@ -1,7 +1,9 @@
 """What the settings of a run must fulfil together."""
 
 import dataclasses
+import math
 import operator
+import re
 from typing import Any
 
 from photochat_jax.diffusion import samplers
@@ -11,10 +13,12 @@ class ConfigError(ValueError):
   """A setting which cannot be used; the message is one sentence."""
 
 
+# Those of data/sources.py.
+_SOURCES = ("photochat", "dialogcc", "photochat_plus", "mmdialog", "tfds")
 _CHOICES = {
   "model.perceiver": ("qformer", "linear"),
-  "data.source": ("synthetic", "photochat"),
-  "data.caption_source": ("given", "labels", "description"),
+  "data.source": ("synthetic", *_SOURCES),
+  "data.caption_source": ("given", "labels", "description", "written"),
   "data.template": ("llama2", "llama3", "chatml", "zephyr", "bare"),
   "loss.text_on": ("model", "all"),
   "optim.schedule": ("cosine", "linear", "constant"),
@@ -29,6 +33,8 @@ _EQUAL = {
 }
 _POSITIVE = ("data.length", "checkpoint.every_steps", "checkpoint.keep")
 _POSITIVE += ("log.every_steps", "eval.batch_size", "eval.sampler_steps")
+# A parameter that photos go through on their way to moments.
+_ENCODER = "vae/encoder/conv_in/kernel"
 # The batches that hold what a term of the loss needs.
 _LOSS_DATA = {
   "text": ("dialogues", "descriptions"),
@@ -63,11 +69,7 @@ def validate(run: Any) -> None:
     value = operator.attrgetter(name)(run)
     if value < 1:
       raise ConfigError(f"config.{name} must be at least 1, not {value}.")
-  if run.data.source == "photochat" and not run.data.path:
-    raise ConfigError(
-      "config.data.source is 'photochat', which needs --config.data.path=DIR, "
-      "the folder with train/, dev/, test/ and photos/."
-    )
+  _validate_data(run)
   try:
     samplers.plan(
       run.model.schedule, run.eval.sampler, run.eval.sampler_steps
@@ -103,3 +105,48 @@ def validate(run: Any) -> None:
           f"{where}.losses.{name} needs data={' or '.join(_LOSS_DATA[name])}, "
           f"and the stage reads {stage.data}."
         )
+
+
+def _validate_data(run: Any) -> None:
+  """Checks what is read, and what is made of photos."""
+  data = run.data
+  if data.source != "synthetic" and not data.path:
+    raise ConfigError(
+      f"config.data.source is {data.source!r}, which needs "
+      "--config.data.path=DIR, the folder with its files and photos/."
+    )
+  if not 0 <= data.max_broken <= 1:
+    raise ConfigError(
+      f"config.data.max_broken is a share, from 0 to 1, not {data.max_broken}."
+    )
+  for item in data.mix:
+    if not _is_set(item):
+      raise ConfigError(
+        "config.data.mix holds (source, path, weight) with a source of "
+        f"{', '.join(_SOURCES)} and a weight above 0, not {item!r}."
+      )
+  if not data.moments:
+    return
+  if data.crop:
+    raise ConfigError(
+      "config.data.moments are of whole photos, so config.data.crop must be "
+      "False; flips are among them."
+    )
+  for stage in run.stages:
+    trains = any(re.fullmatch(rule, _ENCODER) for rule in stage.trainable)
+    if stage.steps and (stage.losses.autoencoder or trains):
+      raise ConfigError(
+        f"config.stages.{stage.name} trains the autoencoder, whose moments "
+        "would be stale: leave config.data.moments empty, or train it before, "
+        "in a run of its own, and leave 'vae/.*' out of trainable."
+      )
+
+
+def _is_set(item: Any) -> bool:
+  """Whether it is (source, path, weight)."""
+  if not isinstance(item, tuple) or len(item) != 3:
+    return False
+  source, path, weight = item
+  is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+  named = source in _SOURCES and isinstance(path, str) and bool(path)
+  return named and is_number and 0 < weight < math.inf

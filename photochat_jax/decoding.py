@@ -6,7 +6,8 @@ The rules keep what is written well-formed: padding and `<s>` are never chosen,
 one, stands inside a block, and a caption which reaches its longest is closed.
 
 A row stops at `</s>`, at the limit, or at `[/img]`: at chat time the photo has
-to be drawn, and seen, before the turn goes on.
+to be drawn, and seen, before the turn goes on. `beam` is the second loop, for
+the likeliest of several whole answers.
 
 Axis legend: B rows, L prompt tokens, N tokens to write, V padded vocabulary.
 """
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from photochat_jax.models import llama
 from photochat_jax.models.photochat import PhotoChat
@@ -51,6 +53,21 @@ class Rules(NamedTuple):
       caption_tokens,
     )
 
+  @classmethod
+  def of_text(cls, tokenizer: Any) -> "Rules":
+    """The rules of plain text: of all that writes nothing, only `</s>`."""
+    silent = (
+      i for i in range(tokenizer.vocab_size) if not tokenizer.token_bytes(i)
+    )
+    never = {*silent, tokenizer.img_id, tokenizer.end_img_id}
+    return cls(
+      tokenizer.img_id,
+      tokenizer.end_img_id,
+      tokenizer.eos_id,
+      tuple(sorted(never - {tokenizer.eos_id})),
+      0,
+    )
+
   def apply(
     self, logits: jax.Array, inside: jax.Array, count: jax.Array
   ) -> jax.Array:
@@ -68,8 +85,46 @@ class Rules(NamedTuple):
     banned = jnp.where(
       inside, jnp.where(count < self.caption_tokens, within, ~end), end
     )
-    banned |= jnp.isin(ids, jnp.asarray(self.never))
+    # A constant of the program: control ids may be hundreds.
+    banned |= np.isin(np.arange(logits.shape[-1]), self.never)
     return jnp.where(banned, -jnp.inf, logits)
+
+  def follow(
+    self, token: jax.Array, inside: jax.Array, count: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `token` makes of `inside` and `count`, and whether it is the last.
+
+    Args:
+      token: int32[B].
+      inside: as in `apply`.
+      count: as in `apply`.
+    """
+    opens, closes = token == self.img, token == self.end_img
+    inside = (inside | opens) & ~closes
+    count = jnp.where(inside & ~opens, count + 1, 0)
+    return inside, count, closes | (token == self.eos)
+
+
+def nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
+  """Keeps the fewest likeliest tokens that reach `top_p`, the rest at -inf.
+
+  Tokens as likely as the last one kept are kept too, so that the order of the
+  vocabulary means nothing. The likeliest always stays.
+
+  Args:
+    logits: [..., V].
+    top_p: probability that is kept, 1 for all.
+
+  Source: Holtzman et al. 2020 (arXiv:1904.09751), section 3.1.
+  """
+  ranked = jnp.sort(logits, axis=-1, descending=True)
+  chances = jax.nn.softmax(ranked, axis=-1)
+  before = jnp.cumsum(chances, axis=-1) - chances
+  # The sum of all is not quite 1.
+  kept = (before < top_p) | jnp.asarray(top_p >= 1)
+  last = jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True) - 1, 0)
+  least = jnp.take_along_axis(ranked, last, axis=-1)
+  return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots"))
@@ -118,6 +173,7 @@ def decode(
   temperature: jax.Array,
   seed: jax.Array,
   first_row: jax.Array,
+  top_p: jax.Array | float = 1.0,
 ) -> jax.Array:
   """Writes until every row has ended, or `max_new_tokens`.
 
@@ -132,16 +188,19 @@ def decode(
     done: bool[B], rows to leave empty.
     temperature: float32, 0 for the likeliest token.
     seed: uint32, of the sampling.
-    first_row: uint32, number of row 0 among all that share the seed.
+    first_row: uint32, number of row 0 among all that share the seed, by which
+      its draws are keyed; or uint32[B], the number of each row.
+    top_p: samples come from the `nucleus` of this probability.
 
   Returns:
     int32[B, N]; a row ends with `</s>` or `[/img]` and goes on with padding.
   """
   rows = logits.shape[0]
   key = jax.random.key(seed)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
-    first_row + jnp.arange(rows, dtype=jnp.uint32)
-  )
+  numbers = jnp.asarray(first_row, jnp.uint32)
+  if not numbers.ndim:
+    numbers += jnp.arange(rows, dtype=jnp.uint32)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
   fill = rules.never[0]
 
   def choose(logits, step):
@@ -152,7 +211,13 @@ def decode(
           jax.random.fold_in(k, step), logits.shape[1:]
         )
       )(keys)
-      return logits + temperature * noise
+      kept = jax.lax.cond(
+        jnp.asarray(top_p < 1),
+        lambda x: nucleus(x / temperature, top_p) > -jnp.inf,
+        lambda x: jnp.ones_like(x, bool),
+        logits,
+      )
+      return jnp.where(kept, logits + temperature * noise, -jnp.inf)
 
     return jnp.argmax(
       jax.lax.cond(temperature > 0, sample, lambda x: x, logits), axis=-1
@@ -167,10 +232,8 @@ def decode(
     token = choose(rules.apply(logits, inside, count), step)
     token = jnp.where(done, fill, token)
     out = jax.lax.dynamic_update_slice(out, token[:, None], (0, step))
-    opens, closes = token == rules.img, token == rules.end_img
-    inside = (inside | opens) & ~closes
-    count = jnp.where(inside & ~opens, count + 1, 0)
-    done = done | closes | (token == rules.eos)
+    inside, count, last = rules.follow(token, inside, count)
+    done = done | last
     hidden, cache = model.converse(
       params,
       token[:, None],

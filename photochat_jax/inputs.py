@@ -15,7 +15,8 @@ from etils import epath
 from photochat_jax import sharding
 from photochat_jax.checkpoints import manager, pretrained
 from photochat_jax.config import RunConfig
-from photochat_jax.data import photochat, schema, synthetic, tokenizers
+from photochat_jax.data import schema, sources, synthetic, tokenizers
+from photochat_jax.data.quarantine import Quarantine
 from photochat_jax.data.spec import DataSpec
 from photochat_jax.models.photochat import Params, PhotoChat
 from photochat_jax.ops import partition
@@ -40,6 +41,7 @@ def load_tokenizers(
 def data_spec(run: RunConfig, batch_size: int, **changes) -> DataSpec:
   """Shapes of a batch of dialogues; `changes` replace single fields."""
   factor = 2 ** (len(run.model.vae.block_out_channels) - 1)
+  side, channels = run.model.unet.sample_size, run.model.vae.latent_channels
   spec = DataSpec(
     batch_size=batch_size,
     length=run.data.length,
@@ -47,37 +49,75 @@ def data_spec(run: RunConfig, batch_size: int, **changes) -> DataSpec:
     photos_out=run.data.photos_out,
     num_visual_tokens=run.model.num_visual_tokens,
     vision_size=run.model.vision.image_size,
-    photo_size=run.model.unet.sample_size * factor,
+    photo_size=side * factor,
     caption_tokens=run.bridge.max_tokens,
     template=run.data.template,
     system_prompt=run.data.system_prompt,
     text_on=run.loss.text_on,
     augment=run.data.flip,
+    crop=run.data.crop,
+    moments=(side, side, 2 * channels) if run.data.moments else (),
   )
   return dataclasses.replace(spec, **changes)
+
+
+def main_folder(
+  run: RunConfig, workdir: epath.PathLike
+) -> tuple[str, epath.PathLike]:
+  """Reader and folder of the main data set.
+
+  A synthetic set, which is in PhotoChat's layout, is written first, to
+  WORKDIR/data where the config names no folder.
+  """
+  data = run.data
+  if data.source != "synthetic":
+    return data.source, data.path
+  return "photochat", synthetic.generate(
+    run.seed,
+    data.num_train,
+    data.num_dev,
+    data.num_test,
+    data.path or epath.Path(workdir) / "data",
+    data.image_size,
+    data.told_share,
+  )
 
 
 def read_split(
   run: RunConfig, workdir: epath.PathLike, split: str
 ) -> tuple[list[schema.Dialogue], schema.Coverage]:
-  """One split's dialogues; a synthetic set is written to WORKDIR/data first.
+  """The dialogues of a split of the main data set, and what was found.
 
   Raises:
     ValueError: the folder has no such split, or nothing usable in it.
   """
+  return read_set(run, *main_folder(run, workdir), split)
+
+
+def read_set(
+  run: RunConfig,
+  source: str,
+  path: epath.PathLike,
+  split: str,
+  quarantine: Quarantine | None = None,
+) -> tuple[list[schema.Dialogue], schema.Coverage]:
+  """The dialogues of a split of any data set, read as the run says.
+
+  Args:
+    run: the run.
+    source: a name of `data.sources.READERS`.
+    path: the set's folder.
+    split: 'train', 'dev' or 'test'.
+    quarantine: takes the records that are left out.
+
+  Raises:
+    ValueError: the folder has no such split, or nothing usable in it, or more
+      than `data.max_broken` of its records are broken.
+  """
   data = run.data
-  path = data.path
-  if data.source == "synthetic":
-    path = synthetic.generate(
-      run.seed,
-      data.num_train,
-      data.num_dev,
-      data.num_test,
-      path or epath.Path(workdir) / "data",
-      data.image_size,
-      data.told_share,
-    )
-  return photochat.read_split(path, split, data.caption_source)
+  return sources.read_split(
+    source, path, split, data.caption_source, data.max_broken, quarantine
+  )
 
 
 def read_weights(

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from absl import logging
 from etils import epath
 
 from photochat_jax import (
+  feed,
   initial,
   inputs,
   optim,
@@ -32,7 +33,7 @@ from photochat_jax import (
 )
 from photochat_jax.checkpoints.manager import Checkpoints
 from photochat_jax.config import ConfigError, RunConfig, StageConfig
-from photochat_jax.data import pipeline, schema, vocabulary
+from photochat_jax.data import pipeline, vocabulary
 from photochat_jax.initial import Leg
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.progress import Progress, parameter_table
@@ -46,34 +47,24 @@ class Interrupted(SystemExit):
   """The run was asked to stop; its state is saved. Exit code 130."""
 
 
-def has_photos(dialogues: Sequence[schema.Dialogue]) -> bool:
-  """Whether any photo of the dialogues has a file."""
-  return any(
-    turn.photo is not None and turn.photo.path is not None
-    for dialogue in dialogues
-    for turn in dialogue.turns
-  )
-
-
 def plan_stages(
-  run: RunConfig, dialogues: Sequence[schema.Dialogue]
+  run: RunConfig, has_photos: bool
 ) -> tuple[list[Leg], list[str]]:
   """Lays the stages out, leaving out those without data.
 
   Args:
     run: the run.
-    dialogues: of the train split.
+    has_photos: whether any photo of the train split has a file.
 
   Returns:
     The legs in order, and one line for each stage that is skipped.
   """
-  photos = has_photos(dialogues)
   legs, skipped, start = [], [], 0
   for index, stage in enumerate(run.stages):
-    needs_photos = stage.data != "dialogues"
-    if not dialogues or (needs_photos and not photos):
-      what = "photo files" if needs_photos else "dialogues"
-      skipped.append(f"Stage {stage.name} is skipped: there are no {what}.")
+    if stage.data != "dialogues" and not has_photos:
+      skipped.append(
+        f"Stage {stage.name} is skipped: there are no photo files."
+      )
     elif stage.steps:
       legs.append(Leg(index, stage, start, start + stage.steps))
       start += stage.steps
@@ -96,15 +87,15 @@ def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
   """
   llm_tokenizer, clip_tokenizer = inputs.load_tokenizers(run)
   _check_vocabularies(run, llm_tokenizer, clip_tokenizer)
-  dialogues, coverage = inputs.read_split(run, workdir, "train")
-  legs, skipped = plan_stages(run, dialogues)
+  data = feed.Feed(run, workdir, llm_tokenizer, clip_tokenizer)
+  legs, skipped = plan_stages(run, bool(data.photos))
   if not legs:
     raise ConfigError("No stage has both steps and data: nothing to train.")
   trainer = _Trainer(
     run=run,
     model=PhotoChat(run.model),
     mesh=sharding.make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor),
-    dialogues=dialogues,
+    feed=data,
     llm_tokenizer=llm_tokenizer,
     clip_tokenizer=clip_tokenizer,
     workdir=epath.Path(workdir),
@@ -121,19 +112,22 @@ def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
       state = initial.init_state(*where, llm_tokenizer)
     else:
       state = checkpoints.restore(initial.abstract_state(*where), step)
+    data.open_moments(state.params)
     with Progress(workdir, legs[-1].end, step or 0) as progress:
-      progress.message(str(coverage))
-      for line in skipped:
+      for line in (*data.coverage(), *skipped):
         progress.message(line)
       if step is not None:
         progress.message(f"Going on from step {step}.")
       else:
         progress.message(parameter_table(state.params))
+      legs = [leg for leg in legs if int(state.step) < leg.end]
+      # All before the first stage, so that what is wrong is told at once.
+      batches = [trainer.batches(leg.stage, progress) for leg in legs]
       for number, leg in enumerate(legs):
-        if int(state.step) >= leg.end:
-          continue
         following = legs[number + 1] if number + 1 < len(legs) else None
-        state = trainer.run_stage(leg, following, state, checkpoints, progress)
+        state = trainer.run_stage(
+          leg, batches[number], following, state, checkpoints, progress
+        )
   return state
 
 
@@ -144,7 +138,7 @@ class _Trainer:
   run: RunConfig
   model: PhotoChat
   mesh: Any
-  dialogues: Sequence[schema.Dialogue]
+  feed: feed.Feed
   llm_tokenizer: Any
   clip_tokenizer: Any
   workdir: epath.Path
@@ -157,27 +151,19 @@ class _Trainer:
     logging.info("%s", coverage)
     return table
 
-  @functools.cached_property
-  def photo_cache(self) -> pipeline.PhotoCache:
-    return pipeline.PhotoCache()
-
-  def pipeline(self, kind: str, batch_size: int, stage: str):
-    """Batches of a kind, of which this process makes its share."""
-    return pipeline.Pipeline(
-      self.dialogues,
-      kind,
-      inputs.data_spec(self.run, batch_size),
-      self.llm_tokenizer,
-      self.clip_tokenizer,
-      self.run.seed,
-      stage,
-      shard=(jax.process_index(), jax.process_count()),
-      photo_cache=self.photo_cache,
-    )
+  def batches(
+    self, stage: StageConfig, progress: Progress
+  ) -> pipeline.Pipeline:
+    """A stage's data, and tells what they are."""
+    data = self.feed.batches(stage.data, stage.batch_size, stage.name)
+    for line in self.feed.describe(stage.name, data):
+      progress.message(line)
+    return data
 
   def run_stage(
     self,
     leg: Leg,
+    data: pipeline.Pipeline,
     following: Leg | None,
     state: TrainState,
     checkpoints: Checkpoints,
@@ -185,8 +171,6 @@ class _Trainer:
   ) -> TrainState:
     """Trains a stage from wherever the state is in it to its end."""
     run, stage = self.run, leg.stage
-    data = self.pipeline(stage.data, stage.batch_size, stage.name)
-    progress.message(f"Stage {stage.name}: {_counts(data.describe())}")
     step_fn = self.compile_step(leg, state)
     step, pending = int(state.step), None
     with _stop_asked() as asked:
@@ -218,6 +202,8 @@ class _Trainer:
         state = initial.begin_stage(run, following, state)
         state = sharding.shard_state(state, self.mesh)
       checkpoints.save(step, state, {"stage": stage.name})
+    if broken := self.feed.take_broken(data):
+      progress.message(f"Stage {stage.name}: {broken}")
     # A stage's programs are of no use to the next one, and take memory.
     jax.clear_caches()
     return state
@@ -279,7 +265,7 @@ class _Trainer:
 
   def measure_scale(self, state: TrainState) -> jax.Array:
     """1 / the standard deviation of the latents, as for Stable Diffusion."""
-    data = self.pipeline("photos", 64, "scale")
+    data = self.feed.plain_batches("photos", 64, "scale")
     encode = jax.jit(self.model.encode_photo)
     latents, count = [], 0
     for batch in data.batches():
@@ -297,13 +283,13 @@ class _Trainer:
   ) -> None:
     """Writes photos to look at, where there are photos and the stage draws."""
     kind, count = samples.kind_of(stage), self.run.log.num_samples
-    if kind and count and has_photos(self.dialogues):
+    if kind and count and self.feed.photos:
       samples.write(
         self.model,
         self.run,
         stage,
         state,
-        self.pipeline(kind, count, "samples").batch(0),
+        self.feed.plain_batches(kind, count, "samples").batch(0),
         self.clip_tokenizer.encode_padded(""),
         self.workdir,
         progress,
@@ -350,13 +336,6 @@ def _stop_asked() -> Iterator[list[int]]:
   finally:
     for number, handler in kept.items():
       signal.signal(number, handler)
-
-
-def _counts(described: dict[str, Any]) -> str:
-  return ", ".join(
-    f"{value:.2f} {name}" if isinstance(value, float) else f"{value} {name}"
-    for name, value in described.items()
-  ).replace("_", " ")
 
 
 def _check_vocabularies(run: RunConfig, llm: Any, clip: Any) -> None:

@@ -28,6 +28,7 @@ def flatten_photos(batch: Batch) -> Batch:
   """The batch's photos to draw, [B, Q, ...] -> [B * Q, ...]."""
   names = (
     "photos_out",
+    "moments",
     "photos_out_mask",
     "example_id",
     "clip_tokens",
@@ -127,6 +128,15 @@ def photo_context(
   )(captions.keys_for(keys, captions.DROPOUT))
   embeddings = jnp.where(dropped[:, None, None], empty, embeddings)
   return model.read_caption(params, embeddings)
+
+
+def photo_moments(
+  model: PhotoChat, params: Any, photos: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and log-variance [X, h, w, C] of photos, precomputed if they are."""
+  if "moments" in photos:
+    return vae.posterior(photos["moments"])
+  return model.encode_photo(params, photos["photos_out"])
 
 
 def sample_latents(
@@ -238,7 +248,7 @@ def loss_terms(
       keys,
       losses.scheduled(run.bridge.tau, step),
     )
-    mean, logvar = model.encode_photo(params, photos["photos_out"])
+    mean, logvar = photo_moments(model, params, photos)
     metrics["photo"] = losses.diffusion(
       model.config.schedule,
       lambda x, t: model.denoise(params, x, t, context),

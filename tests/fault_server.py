@@ -1,7 +1,6 @@
 """A loopback web server that does all that servers on the web do wrong.
 
-It speaks HTTP byte by byte, so that no library puts its faults right. Beside
-it, what the fetcher is given in place of time.
+It speaks HTTP byte by byte, so that no library puts its faults right.
 """
 
 import asyncio
@@ -76,7 +75,11 @@ class FaultServer:
     task = asyncio.current_task()
     self._tasks.add(task)
     try:
-      while line := await reader.readline():
+      while line := await reader.read(1):
+        if line == b"\x16":  # TLS, which this server does not speak.
+          writer.write(status(400))
+          break
+        line += await reader.readline()
         path = line.split()[1].decode()
         while (await reader.readline()).strip():
           pass
@@ -209,24 +212,3 @@ def photo(
   buffer = io.BytesIO()
   image.save(buffer, form, **options)
   return buffer.getvalue()
-
-
-class Clock:
-  """Time that passes when somebody sleeps, and then at once.
-
-  Attributes:
-    now: seconds.
-    slept: what was asked for, in order.
-  """
-
-  def __init__(self):
-    self.now = 0.0
-    self.slept: list[float] = []
-
-  def __call__(self) -> float:
-    return self.now
-
-  async def sleep(self, seconds: float) -> None:
-    self.slept.append(seconds)
-    self.now += seconds
-    await asyncio.sleep(0)

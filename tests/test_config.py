@@ -7,6 +7,8 @@ import pathlib
 import pytest
 
 from photochat_jax import config as config_lib
+from photochat_jax import config_check
+from photochat_jax.data import records, sources
 from photochat_jax.models.llama import LlamaConfig
 from photochat_jax.models.unet import UNetConfig
 
@@ -115,6 +117,24 @@ def test_every_field_has_one_comment():
     ({"eval": {"sampler": "lcm", "sampler_steps": 60}}, "eval.sampler: "),
     ({"pretrained": {"run": "a", "llm": "b"}}, "give it alone"),
     ({"data": {"source": "photochat"}}, "--config.data.path=DIR"),
+    ({"data": {"source": "dialogcc"}}, "'dialogcc', which needs --config.data"),
+    ({"data": {"caption_source": "none"}}, "one of given, labels, .* written"),
+    ({"data": {"max_broken": 1.5}}, "max_broken is a share, from 0 to 1"),
+    ({"data": {"mix": (("web", "d", 1.0),)}}, r"holds \(source, path, weight"),
+    ({"data": {"mix": (("photochat", "d"),)}}, "not \\('photochat', 'd'\\)"),
+    ({"data": {"mix": (("photochat", "d", 0.0),)}}, "a weight above 0"),
+    ({"data": {"mix": (("photochat", "", 1),)}}, "a weight above 0"),
+    ({"data": {"mix": ("photochat", "d", 1.0)}}, "a weight above 0"),
+    ({"data": {"moments": "m", "crop": True}}, "config.data.crop must be"),
+    ({"data": {"moments": "m"}}, "stages.autoencoder trains the autoencoder"),
+    (
+      {
+        "data": {"moments": "m"},
+        "stages": {"new": {"losses": {"photo": 1.0}}},
+        "stage_order": ("new",),
+      },
+      "stages.new trains the autoencoder",
+    ),
     ({"bridge": {"matrix": "dense"}}, "bridge.matrix is 'dense'"),
     ({"bridge": {"max_tokens": 256}}, "must be less than config.data.length"),
     (
@@ -153,6 +173,26 @@ def test_what_cannot_be_used_is_told_in_one_sentence(fields, sentence):
   message = str(caught.value)
   assert sentence in message
   assert "\n" not in message and message.endswith((".", "?"))
+
+
+def test_data_sets_are_those_that_can_be_read():
+  names = config_check._CHOICES["data.source"]
+  assert names == ("synthetic", *sources.READERS)
+  kinds = config_check._CHOICES["data.caption_source"]
+  assert kinds == records.CAPTION_SOURCES
+  assert config_lib.DataConfig().max_broken == records.MAX_BROKEN
+
+
+def test_a_mixture_and_moments_are_built_as_they_are_given():
+  config = config_lib.default()
+  config.data.mix = (("dialogcc", "data/dialogcc", 0.5),)
+  config.data.moments = "moments"
+  config.stage_order = ("generator", "joint")
+  run = config_lib.build(config)
+  assert run.data.mix == (("dialogcc", "data/dialogcc", 0.5),)
+  # As it comes out of a workdir's config.json.
+  again = config_lib.build(json.loads(json.dumps(run.as_dict())))
+  assert again == run
 
 
 def test_without_a_qformer_its_numbers_do_not_matter():

@@ -3,8 +3,11 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import hf_folders
 import jax
@@ -205,6 +208,43 @@ def test_an_adapter_can_be_kept_and_comes_out_as_it_went_in(folders, tmp_path):
   for target in targets:
     key = f"model.layers.1.self_attn.{target}.weight"
     np.testing.assert_allclose(merged[key], want[key].numpy(), atol=1e-6)
+
+
+WITHOUT_OTHERS = """
+import runpy, sys
+others = ("torch", "transformers", "diffusers", "tensorflow", "peft")
+sys.modules.update(dict.fromkeys(others))  # None: importing them fails.
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def call_tool(name, *arguments):
+  """Runs a tool where no second framework can be imported."""
+  command = [sys.executable, "-c", WITHOUT_OTHERS, f"tools/{name}.py"]
+  return subprocess.run(
+    [*command, *arguments],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_tools_need_no_torch_and_say_what_they_did(folders, tmp_path):
+  names = [f"--{n}={folders / n}" for n in ("llm", "blip2", "diffusion")]
+  done = call_tool("convert_hf", *names, f"--out={tmp_path / 'run'}")
+  assert done.returncode == 0, done.stderr
+  assert "blip2: ignored language_model (20 tensors)" in done.stdout
+  where = f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"
+  done = call_tool("export_hf", *where, "--parts=llm", "--dtype=bfloat16")
+  assert done.returncode == 0, done.stderr
+  values = tensors(tmp_path / "out" / "llm").values()
+  assert {str(v.dtype) for v in values} == {"bfloat16"}
+  done = call_tool("export_hf", *where, "--parts=llm")
+  assert done.returncode == 1
+  assert done.stderr.startswith("export_hf: ") and done.stderr.count("\n") == 1
 
 
 def test_a_part_that_does_not_exist_is_named(converted, tmp_path):

@@ -37,6 +37,7 @@ LAYERS = (
   ("export", (*SHARED, "inputs", "record")),
   # From text and photos to text and photos.
   ("decoding", ("ops.", "models.", "diffusion.", "config")),
+  ("beam", ("models.", "decoding")),
   ("generate", (*SHARED, "decoding", "inputs")),
   ("chat", (*SHARED, "generate", "inputs", "record")),
   ("assess", (*SHARED, "generate", "inputs", "chat")),
@@ -62,9 +63,19 @@ LAYERS = (
       "inputs",
       "samples",
       "initial",
+      "feed",
       "evaluate",
     ),
   ),
+  # What tools/ start.
+  ("encoders", ("ops.", "models.", "data.", "config")),
+  ("precompute", (*SHARED, "record", "encoders")),
+  ("captioners", (*SHARED, "decoding", "beam", "generate", "chat", "record")),
+  ("caption_blip2", ("captioners", "checkpoints.")),
+  ("caption", ("data.", "captioners")),
+  ("inspection.", ("inspection.", "data.")),
+  ("inspect_data", ("inspection.", "data.")),
+  ("feed", (*SHARED, "inputs", "encoders")),
   ("main", ("",)),
 )
 

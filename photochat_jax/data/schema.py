@@ -1,6 +1,11 @@
 """The one form that every data set is read into: dialogues of two speakers.
 
-Readers (`photochat`, ...) make them, everything after is the same for all.
+Readers (`photochat`, `dialogcc`, `photochat_plus`, `mmdialog`; by name in
+`sources`) make them, everything after is the same for all. Units, here and
+everywhere in `data/`: a split is one of `SPLITS`, whatever its files call it;
+a turn is counted from 0 in `Dialogue.turns`; a photo is its id, and two turns
+with one id share one photo; texts are Unicode without lone surrogates, as they
+were published.
 """
 
 import dataclasses
@@ -18,24 +23,28 @@ class Photo:
   """A photo that someone shares.
 
   Attributes:
-    id: `photo_id`.
-    description: PhotoChat's list of labels, as it is.
+    id: what it is called in its folder: PhotoChat's `photo_id`, MMDialog's
+      media key, `photo_store.url_id` of a URL.
+    description: what the data set says of it: PhotoChat's list of labels,
+      DialogCC's description; '' where it says nothing.
     caption: what the model is to write for it; None where nothing is given.
     path: its file; None where it is missing.
+    url: where it was published; '' where the data set does not say.
   """
 
   id: str
   description: str
   caption: str | None
   path: epath.Path | None = None
+  url: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One message, a photo, or both.
+  """One message, a photo, or both: then the message comes first.
 
   Attributes:
-    speaker: 0 or 1; in PhotoChat 0 shares the photo.
+    speaker: 0 or 1; in PhotoChat 0 shares the photo, elsewhere 0 speaks first.
     text: the message; '' beside most photos.
     photo: the photo that is shared.
   """
@@ -52,8 +61,10 @@ class Dialogue:
   Attributes:
     id: unique in its split.
     split: 'train', 'dev' or 'test'.
-    turns: in order; their indices are those of the record's `dialogue`.
-    facts: what a generator knows about it (`data/synthetic.py`).
+    turns: in order. In PhotoChat's layout their indices are those of the
+      record's `dialogue`; elsewhere an utterance with photos is several turns.
+    facts: what else is known about it, as JSON: `synthetic`, or what the
+      module of its reader lists.
   """
 
   id: str
@@ -72,8 +83,10 @@ class Coverage:
     photos_asked: different photos that they share.
     photos_found: those of them with a file.
     captions_missing: shared photos, each time counted, without a caption.
-    missing: the ids of the photos without a file.
+    missing: the ids of the photos without a file. Where each can be fetched
+      stands in its `Photo.url`.
     broken: one line for each record left out: file, position, reason.
+    reasons: how many records were left out for which reason, commonest first.
   """
 
   split: str
@@ -83,6 +96,7 @@ class Coverage:
   captions_missing: int
   missing: tuple[str, ...]
   broken: tuple[str, ...]
+  reasons: tuple[tuple[str, int], ...] = ()
 
   def __str__(self):
     lines = [
@@ -90,6 +104,7 @@ class Coverage:
       f"{self.photos_asked} photos found, {self.captions_missing} photos "
       f"shared without a caption, {len(self.broken)} records left out"
     ]
+    lines += [f"  left out {n} times: {reason}" for reason, n in self.reasons]
     for what, names in (("missing", self.missing), ("left out", self.broken)):
       lines += [f"  {what}: {name}" for name in names[:_NAMED]]
       if len(names) > _NAMED:

@@ -31,6 +31,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+KINDS = ("dialogues", "descriptions", "captions", "photos")
+PACKED = ("dialogues", "descriptions")  # Kinds whose rows hold dialogues.
+
+# Name -> shape and dtype.
+Shapes = dict[str, tuple[tuple[int, ...], Any]]
+
 TEMPLATES = ("llama2", "llama3", "chatml", "zephyr", "bare")
 # These marks are plain text, so a turn that holds one could end itself.
 _LLAMA2_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
@@ -54,6 +62,9 @@ class DataSpec:
     system_prompt: what the model is told first; '' omits the block.
     text_on: whose text bears a loss: 'model' (its own turns) or 'all'.
     augment: flip a photo left to right with probability 0.5.
+    crop: draw a random square of a photo to draw, see `images.load_roomy`.
+    moments: [h, w, 2 C] of a photo to draw, where the autoencoder's moments
+      take the place of its pixels; () for pixels.
     drop_remainder: leave an epoch's last rows out where they fill no batch;
       otherwise padding rows fill it.
   """
@@ -70,6 +81,8 @@ class DataSpec:
   system_prompt: str = ""
   text_on: str = "model"
   augment: bool = False
+  crop: bool = False
+  moments: tuple[int, ...] = ()
   drop_remainder: bool = True
 
   def __post_init__(self):
@@ -82,6 +95,46 @@ class DataSpec:
       raise ValueError(
         f"text_on is {self.text_on!r}; it must be 'model' or 'all'."
       )
+
+
+def element_spec(spec: DataSpec, kind: str, slots: int) -> Shapes:
+  """Shape without B, and dtype, of every array of a batch.
+
+  Args:
+    spec: shapes.
+    kind: 'photos', 'captions', 'descriptions' or 'dialogues'.
+    slots: of the text encoder, m.
+  """
+  length, n = spec.length, spec.caption_tokens
+  packed = kind in PACKED
+  q = spec.photos_out if packed else 1
+  drawn = ((q, spec.photo_size, spec.photo_size, 3), np.uint8)
+  if spec.moments:
+    drawn = ((q, *spec.moments), np.float32)
+  shapes = {
+    "moments" if spec.moments else "photos_out": drawn,
+    "photos_out_mask": ((q,), np.bool_),
+    "example_id": ((q,), np.uint32),
+  }
+  if kind != "photos":
+    shapes["clip_tokens"] = ((q, slots), np.int32)
+  if packed:
+    seen = (spec.photos_in, spec.vision_size, spec.vision_size, 3)
+    shapes |= {
+      "tokens": ((length,), np.int32),
+      "segments": ((length,), np.int32),
+      "positions": ((length,), np.int32),
+      "loss_kind": ((length,), np.int8),
+      "visual_index": ((length,), np.int32),
+      "photos_in": (seen, np.uint8),
+      "photos_in_mask": ((spec.photos_in,), np.bool_),
+      "caption_index": ((q, n), np.int32),
+      "caption_mask": ((q, n), np.bool_),
+      "caption_tokens": ((q, n), np.int32),
+      "caption_final": ((q, n), np.bool_),
+      "alignment": ((q, slots, n), np.float32),
+    }
+  return shapes
 
 
 class LeftOut(ValueError):

@@ -1,5 +1,6 @@
 """Batches against hand-written layouts, and their independence of history."""
 
+import collections
 import dataclasses
 import subprocess
 import sys
@@ -249,6 +250,115 @@ def test_hosts_make_slices_of_the_same_batch(tmp_path):
   same({k: np.concatenate([part[k] for part in parts]) for k in whole}, whole)
   with pytest.raises(ValueError, match="3 hosts"):
     make(dialogues, spec=BATCHED, shard=(0, 3))
+
+
+def mixed(tmp_path, **options):
+  """A set of 40 dialogues, and two that are mixed in."""
+  parts = []
+  for name, weight, count in (("b", 0.5, 12), ("c", 2.0, 20)):
+    (tmp_path / name).mkdir(exist_ok=True)
+    part = chat(len(parts) + 1, tmp_path / name, count)
+    parts.append(pipeline.Part(name, weight, part))
+  return make(
+    chat(0, tmp_path), mix=parts, words=Words("a b c d e f w"),
+    **{"spec": BATCHED, "seed": 3} | options,
+  )  # fmt: skip
+
+
+def segments_of(batch):
+  """Tokens of every example of a batch, row by row."""
+  for row, segments in zip(batch["tokens"], batch["segments"], strict=True):
+    for segment in range(1, segments.max() + 1):
+      yield tuple(row[segments == segment].tolist())
+
+
+def test_a_mixture_draws_on_every_set_by_its_weight(tmp_path):
+  source = mixed(tmp_path)
+  counts = source.describe()
+  assert counts["dialogues"] == 40 + 12 + 20
+  names, shares = ("main", "b", "c"), (2 / 7, 1 / 7, 4 / 7)
+  assert [counts[f"share/{name}"] for name in names] == (
+    pytest.approx(shares, abs=1e-4)
+  )
+  assert counts["examples"] == sum(counts[f"examples/{n}"] for n in names)
+  assert 0 < counts["row_fill"] <= 1
+  # Which of the three a row is of is told by its examples' sizes and ids: the
+  # photos of no two sets have a number in common.
+  first = np.cumsum([0, *(counts[f"examples/{name}"] for name in names)])
+  ids = [set(), set(), set()]
+  had = np.zeros(3)
+  for step in range(150):
+    batch = source.batch(step)
+    rows = source.plan.batch(step)
+    for b, row in enumerate(rows):
+      part = int(np.searchsorted(first, row[0], side="right")) - 1
+      had[part] += 1
+      said = batch["caption_mask"][b].any(axis=-1)
+      ids[part] |= set(batch["example_id"][b][said].tolist())
+      assert len(row) == batch["segments"][b].max()
+  assert (np.abs(had - 600 * np.array(shares)) < 1.1).all()
+  assert all(ids)
+  assert not (ids[0] & ids[1] or ids[1] & ids[2] or ids[0] & ids[2])
+
+
+def test_a_set_is_used_up_before_any_of_it_comes_again(tmp_path):
+  source = mixed(tmp_path)
+  alone = {
+    name: index.build_index(
+      part, BATCHED, Words("a b c d e f w"), Letters()
+    ).examples
+    for name, part in (
+      ("main", chat(0, tmp_path)), ("b", chat(1, tmp_path / "b", 12))
+    )
+  }  # fmt: skip
+  for name, examples in alone.items():
+    counts = source.describe()
+    batches = int(np.ceil(counts[f"batches_per_epoch/{name}"])) + 1
+    found = [
+      tokens
+      for step in range(batches)
+      for tokens in segments_of(source.batch(step))
+    ]
+    wanted = [tuple(e.example.tokens.tolist()) for e in examples]
+    # Nothing of the set is missing when its epoch is over.
+    assert not collections.Counter(wanted) - collections.Counter(found)
+
+
+def test_hosts_and_restarts_see_the_same_mixture(tmp_path):
+  whole = mixed(tmp_path)
+  parts = [mixed(tmp_path, shard=(host, 2)) for host in (0, 1)]
+  for step in (0, 7, 100):
+    batch = whole.batch(step)
+    halves = [part.batch(step) for part in parts]
+    same({k: np.concatenate([h[k] for h in halves]) for k in batch}, batch)
+  same(next(mixed(tmp_path).batches(100)), whole.batch(100))
+
+
+@pytest.mark.parametrize("kind", ["photos", "captions", "descriptions"])
+def test_other_kinds_are_mixed_too(tmp_path, kind):
+  source = mixed(tmp_path, kind=kind)
+  counts = source.describe()
+  assert counts["share/c"] == pytest.approx(4 / 7, abs=1e-4)
+  batch = source.batch(0)
+  assert batch["photos_out_mask"].all() == (kind != "descriptions")
+
+
+def test_a_set_without_examples_is_left_out_and_counted(tmp_path):
+  silent = [talk(0, Turn(0, " "))]
+  dialogues = chat(0, tmp_path)
+  words = "a b c d e f w"
+  source = make(
+    dialogues, spec=BATCHED, words=Words(words),
+    mix=[pipeline.Part("quiet", 1.0, silent)],
+  )  # fmt: skip
+  counts = source.describe()
+  assert counts["sets_without_examples/quiet"] == 1
+  assert counts["left_out/silent"] >= 1
+  same(
+    source.batch(2), make(dialogues, spec=BATCHED, words=Words(words)).batch(2)
+  )
+  with pytest.raises(ValueError, match="None of 2 dialogues"):
+    make(silent, mix=[pipeline.Part("quiet", 1.0, silent)])
 
 
 def test_an_epoch_holds_every_example_once_and_masks_agree(tmp_path):

@@ -1,0 +1,1 @@
+"""What `inspect_data` shows: counts, tables, a page of every token."""
