@@ -6,14 +6,19 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import random_params
 import small_run
 import toy_agent
+from etils import epath
 
 from photochat_jax import (
   captions,
   config,
+  encoders,
   feed,
   inputs,
   precompute,
@@ -21,11 +26,14 @@ from photochat_jax import (
   train,
   train_step,
 )
-from photochat_jax.data import moments, synthetic
+from photochat_jax.checkpoints.manager import Checkpoints
+from photochat_jax.data import images, moments_files, packing, synthetic
 from photochat_jax.models.photochat import PhotoChat
+from photochat_jax.state import TrainState
 
 SAMPLE = pathlib.Path(__file__).parent / "data" / "photochat_sample"
-GENERATOR = 1
+# Compiled in half the time, to a slower program, which runs a few times only.
+QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def open_feed(run, folder):
@@ -164,116 +172,151 @@ def test_looking_and_measuring_change_no_photo(tmp_path):
   assert (changed["photos_out"] != one["photos_out"]).any()
 
 
-def generator_run(**data):
-  """A run of the generator's stage alone."""
-  run = small_run.run_config(data={"flip": True} | data)
-  return dataclasses.replace(run, stages=run.stages[GENERATOR:-1])
-
-
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-  """A run of random weights, and the moments of its photos."""
+  """A run, random weights, and the moments of its photos that they give."""
   folder = tmp_path_factory.mktemp("moments")
-  run = generator_run(path=str(folder / "set"))
-  record.write(run, str(folder / "run"))
-  state = train.train(run, folder / "run")
-  photos, _ = precompute.find_photos("photochat", folder / "set")
-  precompute.precompute(str(folder / "run"), photos, folder / "moments")
-  return run, folder, state
+  run = small_run.run_config(data={"flip": True, "path": str(folder / "set")})
+  # Its first stage trains the autoencoder.
+  run = dataclasses.replace(run, stages=run.stages[1:])
+  data, model = open_feed(run, folder), PhotoChat(run.model)
+  params = random_params.draw(jax.eval_shape(model.init, jax.random.key(0)))
+  weights, transform = encoders.identity(run, params)
+  side = run.model.unet.sample_size
+  shape = (side, side, 2 * run.model.vae.latent_channels)
+  about = moments_files.About("moments", weights, transform, shape)
+  encode = jax.jit(model.encode_photo)
+  with moments_files.Writer(folder / "moments", about) as writer:
+    for name, path in data.photos.items():
+      facts = moments_files.FileFacts(path.stat().length, "")
+      photo = images.load_photo(path, model.photo_shape[0])
+      both = np.stack([photo, photo[:, ::-1]])
+      both = np.concatenate(encode(params, both), axis=-1)
+      writer.add(name, facts, *both.astype(np.float16))
+  return run, folder, params
 
 
-def losses(folder):
-  rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-  return [row["train/photo"] for row in rows]
-
-
-def test_training_on_moments_is_training_on_photos(
-  encoded, tmp_path, monkeypatch
-):
-  run, folder, state = encoded
-  cached = run.with_data(moments=str(folder / "moments"))
-
-  def no_pixels(*args):
-    raise AssertionError("A photo was encoded.")
-
-  monkeypatch.setattr(PhotoChat, "encode_photo", no_pixels)
-  again = train.train(cached, tmp_path)
-  # float16 keeps 11 bits.
-  np.testing.assert_allclose(
-    losses(tmp_path), losses(folder / "run"), rtol=2e-3
-  )
-  assert losses(tmp_path) != losses(folder / "run")
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3),
-    again.params["unet"],
-    state.params["unet"],
-  )
-  assert report(tmp_path)["moments"] == {
-    "photos": len(moments.open_store(folder / "moments")) - photos_elsewhere(
-      run, tmp_path
-    ),
-    "missing": 0,
-    "changed": 0,
-  }
-
-
-def photos_elsewhere(run, folder):
-  """How many photos the dev and test splits have."""
-  return sum(
-    inputs.read_split(run, folder, split)[1].photos_found
-    for split in ("dev", "test")
-  )
-
-
-def test_moments_give_the_latents_of_pixels_flips_included(encoded):
-  run, folder, state = encoded
-  data = open_feed(run, folder / "run")
+def feeds(encoded):
+  """What trains on photos, and what trains on their moments."""
+  run, folder, params = encoded
   cached = open_feed(
-    run.with_data(moments=str(folder / "moments")), folder / "again"
+    run.with_data(moments=str(folder / "moments")), folder / "cached"
   )
-  cached.open_moments(state.params)
-  model = PhotoChat(run.model)
-  latents = jax.jit(lambda params, batch: train_step.sample_latents(
-    *train_step.photo_moments(
-      model, params, train_step.flatten_photos(batch)
-    ),
-    captions.photo_keys(run, 0, 0, batch["example_id"].reshape(-1)),
-  ))  # fmt: skip
-  for kind in ("captions", "dialogues"):
-    one = data.batches(kind, 4, "joint").batch(1)
-    two = cached.batches(kind, 4, "joint").batch(1)
-    assert two["moments"].dtype == np.float32 and "photos_out" not in two
+  cached.open_moments(params)
+  return open_feed(run, folder), cached
+
+
+def test_a_step_on_moments_has_the_loss_of_a_step_on_pixels(encoded):
+  run, _, params = encoded
+  model, (pixels, cached) = PhotoChat(run.model), feeds(encoded)
+  empty = pixels.batches("photos", 1, "")._clip.encode_padded("")
+
+  def loss(unet, batch):
+    keys = captions.photo_keys(run, 0, 5, batch["example_id"].reshape(-1))
+    return train_step.loss_terms(
+      model, run, run.stages[0], params | {"unet": unet},
+      jnp.float32(0.8), batch, keys, jnp.int32(5), empty, None,
+    )[0]  # fmt: skip
+
+  step = jax.jit(jax.value_and_grad(loss), compiler_options=QUICKLY)
+  for number in (0, 3):
+    one = pixels.batches("captions", 4, "draw").batch(number)
+    two = cached.batches("captions", 4, "draw").batch(number)
+    (wanted, slopes), (got, found) = (
+      step(params["unet"], batch) for batch in (one, two)
+    )
+    # float16 keeps 11 bits; equal bits would mean that moments do not count.
+    np.testing.assert_allclose(got, wanted, rtol=2**-11)
+    assert got != wanted
+    off = optax.tree.norm(jax.tree.map(jnp.subtract, found, slopes))
+    assert off < 2**-8 * optax.tree.norm(slopes)
+    # Nothing but the moments tells the batches apart.
+    other = two | {"moments": two["moments"] + 0.5}
+    assert abs(step(params["unet"], other)[0] - wanted) > 2**-9 * wanted
+
+
+@pytest.mark.parametrize("kind", ["captions", "dialogues"])
+def test_batches_of_moments_are_those_of_pixels_flips_included(encoded, kind):
+  run, _, params = encoded
+  model, (pixels, cached) = PhotoChat(run.model), feeds(encoded)
+  encode = jax.jit(model.encode_photo)
+  flips = set()
+  for number in range(4):
+    one = pixels.batches(kind, 4, "draw").batch(number)
+    two = cached.batches(kind, 4, "draw").batch(number)
+    assert "photos_out" not in two
     for name in set(one) - {"photos_out"}:
       np.testing.assert_array_equal(one[name], two[name], name)
-    mask = one["photos_out_mask"].reshape(-1)
-    assert mask.any()
-    np.testing.assert_allclose(
-      latents(state.params, one)[mask],
-      latents(state.params, two)[mask],
-      rtol=4e-3,
-      atol=4e-3,
-    )
+    photos, mask = one["photos_out"][:, 0], one["photos_out_mask"][:, 0]
+    wanted = np.concatenate(encode(params, photos), axis=-1)
+    mirrored = np.concatenate(encode(params, photos[:, :, ::-1]), axis=-1)
+    got = two["moments"][:, 0]
+    np.testing.assert_allclose(got[mask], wanted[mask], rtol=2**-10, atol=1e-3)
+    assert (np.abs(got - mirrored)[mask].max(axis=(1, 2, 3)) > 0.01).all()
+    assert not got[~mask].any()
+    bits = [
+      packing.random_bits(1, 0, packing.stage_number("draw"), number, int(i))
+      for i in one["example_id"][:, 0][mask]
+    ]
+    flips |= {int(b[0] & np.uint64(1)) for b in bits}
+  assert flips == {0, 1}
 
 
 def test_stale_or_missing_moments_are_refused(encoded, tmp_path):
-  run, folder, state = encoded
+  run, folder, params = encoded
   run = run.with_data(moments=str(folder / "moments"))
   data = open_feed(run, tmp_path)
   other = toy_agent.random_params(PhotoChat(run.model))
   with pytest.raises(ValueError, match="made by other weights"):
     data.open_moments(other)
   photo = next(iter(data.photos))
-  path = tmp_path / "another.jpg"
+  path = epath.Path(tmp_path / "another.jpg")
   path.write_bytes(b"another file")
   data.photos[photo] = path
-  few = 1 / len(data.photos)
   with pytest.raises(config.ConfigError, match="tools/precompute.py once more"):
-    data.open_moments(state.params)
+    data.open_moments(params)
+  few = 1 / len(data.photos)
   bearing = open_feed(run.with_data(max_broken=few), tmp_path)
   bearing.photos[photo] = path
-  bearing.open_moments(state.params)
+  bearing.open_moments(params)
   batches = bearing.batches("photos", len(data.photos), "joint")
-  counts = batches.describe()
-  assert counts["moments_missing"] == 1
+  assert batches.describe()["moments_missing"] == 1
   assert batches.batch(0)["photos_out_mask"].sum() == len(data.photos) - 1
   assert any("1 of them of another file" in s for s in bearing.coverage())
+
+
+@pytest.mark.slow  # It compiles a training step twice, and an encoder.
+def test_a_run_trains_on_what_the_tool_encoded(encoded, tmp_path, monkeypatch):
+  run, _, params = encoded
+  run = dataclasses.replace(run, stages=run.stages[:1])
+  state = TrainState(
+    jnp.int32(0), params, (), {"unet": params["unet"]}, jnp.float32(0.8)
+  )
+  model = run.as_dict()["model"]
+  record.write(run, str(tmp_path / "start"))
+  with Checkpoints(tmp_path / "start", model=model) as saved:
+    saved.save(0, state, {})
+  photos, _ = precompute.find_photos("photochat", run.data.path)
+  out = tmp_path / "moments"
+  precompute.precompute(str(tmp_path / "start"), photos, out)
+  run = dataclasses.replace(
+    run, pretrained=config.PretrainedConfig(run=str(tmp_path / "start"))
+  )
+  train.train(run, tmp_path / "pixels")
+
+  def no_pixels(*_):
+    raise AssertionError("A photo was encoded.")
+
+  monkeypatch.setattr(PhotoChat, "encode_photo", no_pixels)
+  train.train(run.with_data(moments=str(out)), tmp_path / "cached")
+  wanted, got = (
+    [
+      json.loads(row)["train/photo"]
+      for row in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    ]
+    for name in ("pixels", "cached")
+  )
+  assert len(got) == 2
+  np.testing.assert_allclose(got, wanted, rtol=2**-9)
+  counts = report(tmp_path / "cached")["moments"]
+  assert counts["missing"] == counts["changed"] == 0
