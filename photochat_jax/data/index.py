@@ -104,6 +104,11 @@ def build_index(
   return _indices[key]
 
 
+def forget() -> None:
+  """Lets go of the indices in memory."""
+  _indices.clear()
+
+
 class _Remembering:
   """A tokenizer that encodes a text once: both sides of a dialogue read it."""
 

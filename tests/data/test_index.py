@@ -40,7 +40,7 @@ def align(llm_tokenizer, clip_tokenizer, caption_ids, text):
 @pytest.fixture(autouse=True)
 def no_vocabulary(monkeypatch):
   monkeypatch.setattr(index.vocabulary, "align", align)
-  index._indices.clear()
+  index.forget()
 
 
 SPEC = DataSpec(

@@ -60,7 +60,7 @@ def align(llm_tokenizer, clip_tokenizer, caption_ids, text):
 @pytest.fixture(autouse=True)
 def small_world(monkeypatch):
   monkeypatch.setattr(index.vocabulary, "align", align)
-  index._indices.clear()
+  index.forget()
 
 
 SPEC = DataSpec(
