@@ -88,8 +88,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   data.path = "data/photochat"
   data.caption_source = "labels"
   data.length = 1024
-  data.photos_in = 4
-  data.photos_out = 3  # With 2 a sixth of the tokens would be padding.
+  # With 4 and 2 a sixth of the tokens would be padding, so it is a twentieth.
+  data.photos_in = 5
+  data.photos_out = 3
   data.system_prompt = (
     "You are a chatbot that talks and shares photos. The text between [img] "
     "and [/img] describes the photo you share."

@@ -108,7 +108,7 @@ def write(
     folder: which holds them.
     vocab_size: of the language model.
   """
-  llama_numbers = LLAMA | {"vocab_size": vocab_size}
+  numbers = LLAMA | {"vocab_size": vocab_size}
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   diffusers = pytest.importorskip("diffusers")
@@ -120,7 +120,7 @@ def write(
     num_query_tokens=3,
   )
   models = {
-    "llm": transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_numbers)),
+    "llm": transformers.LlamaForCausalLM(transformers.LlamaConfig(**numbers)),
     "blip2": transformers.Blip2ForConditionalGeneration(eyes),
     "diffusion/text_encoder": transformers.CLIPTextModel(
       transformers.CLIPTextConfig(**TEXT)

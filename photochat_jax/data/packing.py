@@ -5,7 +5,7 @@ windows, each window is packed first-fit-decreasing into rows, and the rows are
 permuted and cut into batches (`Plan`). A step finds its epoch by adding up the
 epochs' batch counts, so the plan at a step never depends on what was asked
 before, and a run resumes from one integer. Planning an epoch again takes so
-little (20 to 40 ms for PhotoChat's 20,000 examples on one core) that nothing
+little (30 to 60 ms for PhotoChat's 20,000 examples on one core) that nothing
 is kept on disk: a run resumes in its 80th epoch after three seconds.
 
 Several sets are mixed row by row (`Mixture`): each has rows, and epochs, of
