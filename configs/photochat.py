@@ -22,6 +22,7 @@ gradients do not fit a laptop.
 | generator  | sd21, sd15, tiny                                      |
 | perceiver  | qformer, linear (the paper's second version)          |
 | template   | llama2, llama3, chatml, zephyr, bare                  |
+| train      | lora (as in the paper), full                          |
 """
 
 import dataclasses
@@ -50,6 +51,22 @@ _ARGUMENTS = {
   "generator": "sd21",
   "perceiver": "qformer",
   "template": "",
+  "train": "lora",
+}
+_TRAINABLE = {
+  "lora": (
+    "language_model/.*/lora_(a|b)",
+    "language_model/(embed_tokens|lm_head)/.*",
+    # Which of the eyes the paper froze is not known: here the ViT.
+    "(qformer|language_projection)/.*",
+    "unet/.*",
+  ),
+  # All that the text and photo losses reach, but for what the generator's
+  # text encoder was trained to mean.
+  "full": (
+    "(vision_model|qformer|language_projection)/.*",
+    "(language_model|unet)/.*",
+  ),
 }
 _SIZES = ("llama2_7b", "llama2_13b", "llama32_1b", "smollm2_135m", "tiny")
 _TEMPLATES = {"llama32_1b": "llama3", "smollm2_135m": "chatml"}
@@ -98,7 +115,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
   for name in ("vision", "qformer", "language", "text", "unet", "vae"):
     model[name].dtype = "bfloat16"
-    model[name].remat = True
+    model[name].remat = "full"
   config.bridge.draw = "gumbel"
   config.bridge.max_tokens = 96
 
@@ -109,7 +126,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.optim.weight_decay = 0.01
   config.ema.decay = 0.0
   config.loss.min_snr_gamma = 0.0
-  config.loss.chunk = 512
+  config.loss.chunk = 128
+  config.frozen_dtype = "bfloat16"
   config.stages = ml_collections.ConfigDict(
     {
       "joint": section(
@@ -117,13 +135,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
           steps=10_000,
           data="dialogues",
           batch_size=16,
-          trainable=(
-            "language_model/.*/lora_(a|b)",
-            "language_model/(embed_tokens|lm_head)/.*",
-            # Which of the eyes the paper froze is not known: here the ViT.
-            "(qformer|language_projection)/.*",
-            "unet/.*",
-          ),
+          trainable=_TRAINABLE[given["train"]],
           losses=StageLosses(text=1.0, caption=1.0, photo=1.0),
         )
       )
@@ -157,6 +169,7 @@ def _parse(argument: str) -> dict[str, str]:
     ("size", _SIZES),
     ("generator", ("sd21", "sd15", "tiny")),
     ("perceiver", ("qformer", "linear")),
+    ("train", tuple(_TRAINABLE)),
   ):
     if given[name] not in values:
       raise ValueError(
@@ -201,6 +214,7 @@ def _set_sizes(config: ml_collections.ConfigDict, given: dict[str, str]):
   for name, part in sizes.items():
     config.model[name] = section(part)
   config.model.perceiver = given["perceiver"]
-  config.model.lora = section(LoRAConfig(rank=32, alpha=32.0))
+  if given["train"] == "lora":
+    config.model.lora = section(LoRAConfig(rank=32, alpha=32.0))
   for name in ("llm", "blip2", "diffusion"):
     config.pretrained[name] = given[name]

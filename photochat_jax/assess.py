@@ -260,6 +260,7 @@ def _score(
     batch["tokens"],
     batch["loss_kind"],
     {losses.TEXT: 1.0, losses.CAPTION: 0.0},
+    losses.count_tokens(batch["loss_kind"]),
   )
   return sums["text_nats"], sums["text_tokens"]
 

@@ -77,7 +77,7 @@ class LossConfig:
   kl: float = 1e-6  # KL of the autoencoder's latents to a unit Gaussian.
   text_on: str = "model"  # Train text of the "model"'s own turns or of "all".
   min_snr_gamma: float = 5.0  # Hang et al. 2023, eq. 3; 0 for uniform weights.
-  chunk: int = 0  # Tokens whose logits exist at a time; 0 for all at once.
+  chunk: int = 0  # Positions of a row whose logits exist at a time; 0 for all.
   caption_dropout: float = 0.1  # Share of photos drawn from an empty caption.
 
 
@@ -129,6 +129,7 @@ class StageConfig:
   steps: int = 100  # Updates; 0 leaves the stage out.
   data: str = "dialogues"  # "photos", "captions", "descriptions", "dialogues".
   batch_size: int = 8  # Rows (or photos) of the global batch.
+  accumulate: int = 1  # Parts a batch is cut into, one after the other.
   trainable: tuple[str, ...] = (".*",)  # Path regexes; the rest is frozen.
   learning_rate: float = 0.0  # Peak of this stage; 0 takes optim's.
   losses: StageLosses = StageLosses()  # Which terms count.
@@ -149,6 +150,24 @@ class CheckpointConfig:
 
   every_steps: int = 500  # Updates between two checkpoints.
   keep: int = 2  # Newest checkpoints kept.
+  keep_best: int = 0  # Best checkpoints kept beside them.
+  best_metric: str = "dev/loss"  # Which are best: those where it is lowest.
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthConfig:
+  """What is done about bad updates and about processes that are stuck.
+
+  An update whose loss or gradient is not finite is always skipped: the
+  parameters stay as they are, and the next batch is taken.
+  """
+
+  spike_factor: float = 20.0  # Skip gradients so many times the usual; 0 off.
+  spike_warmup: int = 50  # Updates of a stage before spikes are looked for.
+  max_skipped: int = 10  # Skipped in a row, after which the run goes back.
+  lookback: int = 10  # Updates before those that are then left out as well.
+  max_rollbacks: int = 3  # Times it goes back before it gives up.
+  stuck_after: float = 1800.0  # Seconds without a step that end a run; 0 off.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +177,9 @@ class LogConfig:
   every_steps: int = 20  # Updates between two rows of metrics.
   sample_every: int = 500  # Updates between two sheets of drawn photos; 0 none.
   num_samples: int = 4  # Photos on a sheet.
+  dev_every: int = 0  # Updates between two losses of the dev split; 0 none.
+  dev_batches: int = 8  # Batches of the dev split they are the mean of.
+  profile_steps: tuple = (10, 15)  # What --profile traces, from the start.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +201,8 @@ class RunConfig:
 
   seed: int = 0  # Everything random follows from it and the step.
   compilation_cache: str = ""  # Compiled programs; "" for ~/.cache, or "off".
+  # Of parameters that no stage to come trains; "bfloat16" halves their memory.
+  frozen_dtype: str = "float32"
   data: DataConfig = DataConfig()
   model: PhotoChatConfig = PhotoChatConfig(  # The toy; real sizes by name.
     vision=ViTConfig.tiny(),
@@ -218,6 +242,7 @@ class RunConfig:
   )
   mesh: MeshConfig = MeshConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
+  health: HealthConfig = HealthConfig()
   log: LogConfig = LogConfig()
   eval: EvalConfig = EvalConfig()
 

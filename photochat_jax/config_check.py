@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from photochat_jax.diffusion import samplers
+from photochat_jax.ops import remat
 
 
 class ConfigError(ValueError):
@@ -17,10 +18,15 @@ class ConfigError(ValueError):
 _SOURCES = ("photochat", "dialogcc", "photochat_plus", "mmdialog", "tfds")
 _CHOICES = {
   "model.perceiver": ("qformer", "linear"),
+  **{
+    f"model.{part}.remat": tuple(remat.POLICIES)
+    for part in ("vision", "qformer", "language", "text", "unet", "vae")
+  },
   "data.source": ("synthetic", *_SOURCES),
   "data.caption_source": ("given", "labels", "description", "written"),
   "data.template": ("llama2", "llama3", "chatml", "zephyr", "bare"),
   "loss.text_on": ("model", "all"),
+  "frozen_dtype": ("float32", "bfloat16"),
   "optim.schedule": ("cosine", "linear", "constant"),
   "eval.split": ("train", "dev", "test"),
   "eval.sampler": tuple(samplers.SAMPLERS),
@@ -33,6 +39,7 @@ _EQUAL = {
 }
 _POSITIVE = ("data.length", "checkpoint.every_steps", "checkpoint.keep")
 _POSITIVE += ("log.every_steps", "eval.batch_size", "eval.sampler_steps")
+_POSITIVE += ("log.dev_batches", "health.max_skipped")
 # A parameter that photos go through on their way to moments.
 _ENCODER = "vae/encoder/conv_in/kernel"
 # The batches that hold what a term of the loss needs.
@@ -91,6 +98,11 @@ def validate(run: Any) -> None:
     where = f"config.stages.{stage.name}"
     if stage.steps < 0 or stage.batch_size < 1:
       raise ConfigError(f"{where} needs steps >= 0 and batch_size >= 1.")
+    if stage.accumulate < 1 or stage.batch_size % stage.accumulate:
+      raise ConfigError(
+        f"{where}.accumulate is {stage.accumulate} and must divide its "
+        f"batch_size, {stage.batch_size}."
+      )
     kinds = _LOSS_DATA["autoencoder"]
     if stage.data not in kinds:
       raise ConfigError(

@@ -177,6 +177,28 @@ class Feed:
       name=main.name,
     )
 
+  def dev_batches(
+    self, kind: str, batch_size: int, stage: str
+  ) -> pipeline.Pipeline:
+    """Batches of the main set's dev split, photos as they are.
+
+    Raises:
+      ValueError: there is none, or nothing usable in it.
+    """
+    main = self.sets[0]
+    dialogues, _ = inputs.read_set(self._run, main.source, main.path, "dev")
+    changes = {"augment": False, "crop": False, "moments": ()}
+    return pipeline.Pipeline(
+      dialogues,
+      kind,
+      inputs.data_spec(self._run, batch_size, drop_remainder=False, **changes),
+      *self._tokenizers,
+      self._run.seed,
+      f"{stage}/dev",
+      shard=(jax.process_index(), jax.process_count()),
+      photo_cache=self._cache,
+    )
+
   def plain_batches(
     self, kind: str, batch_size: int, stage: str
   ) -> pipeline.Pipeline:

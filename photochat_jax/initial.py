@@ -95,14 +95,15 @@ def begin_stage(run: RunConfig, leg: Leg, state: TrainState) -> TrainState:
 def _state(
   run: RunConfig, leg: Leg, params: Params, latent_scale: jax.Array
 ) -> TrainState:
+  params = optim.hold_frozen(params, run.stages[leg.index :], run.frozen_dtype)
   trainable, _ = optim.split(params, leg.stage.trainable)
   averaged = run.ema.parts if run.ema.decay else ()
   return TrainState(
     step=jnp.int32(leg.start),
     params=params,
-    opt_state=optim.make_optimizer(run.optim, leg.stage, trainable).init(
-      trainable
-    ),
+    opt_state=optim.make_optimizer(
+      run.optim, run.health, leg.stage, trainable
+    ).init(trainable),
     # Copies: the state is donated, and no buffer can be given away twice.
     ema={part: jax.tree.map(jnp.copy, params[part]) for part in averaged},
     latent_scale=latent_scale,

@@ -1,7 +1,8 @@
 """The two losses of the paper, the autoencoder's, and their weights.
 
 Every loss is a sum over what counts divided by the number of what counts in
-the *global* batch, so it does not depend on how the batch is cut.
+the *global* batch (`count`), so it does not depend on how the batch is cut:
+the losses of its parts add up to that of the whole.
 """
 
 from collections.abc import Callable
@@ -38,44 +39,50 @@ def next_token(
   tokens: jax.Array,
   loss_kind: jax.Array,
   weights: dict[int, Any],
+  count: jax.Array,
   chunk: int = 0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Cross-entropy of the next token over those that bear a loss.
 
   Args:
-    logits_fn: hidden states [T, D] -> float32 logits [T, V].
+    logits_fn: hidden states [B, c, D] -> float32 logits [B, c, V].
     hidden: [B, L, D].
     tokens: int32[B, L]; the target of position t is token t + 1.
     loss_kind: int8[B, L], aligned with the target: 0, `TEXT` or `CAPTION`.
     weights: weight of each kind.
-    chunk: tokens whose logits exist at a time; 0 takes all at once.
+    count: tokens of the global batch that bear a loss, see `count_tokens`.
+    chunk: positions of a row whose logits exist at a time; 0 takes all at
+      once. Rows are not cut, so that they stay divided over devices.
 
   Returns:
-    The weighted mean over loss-bearing tokens, and the sums from which means
-    and perplexity follow: `text_nats`, `text_tokens`, `caption_nats`,
-    `caption_tokens`.
+    The weighted sum over loss-bearing tokens divided by `count`, and the sums
+    from which means and perplexity follow: `text_nats`, `text_tokens`,
+    `caption_nats`, `caption_tokens`.
   """
-  dim = hidden.shape[-1]
   # The last position of a row predicts nothing.
-  hidden = hidden[:, :-1].reshape(-1, dim)
-  targets = tokens[:, 1:].reshape(-1)
-  kind = loss_kind[:, 1:].reshape(-1)
+  hidden, targets, kind = hidden[:, :-1], tokens[:, 1:], loss_kind[:, 1:]
+  rows, length, dim = hidden.shape
 
   def nats(hidden, targets):
     logits = logits_fn(hidden)
-    gold = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    gold = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - gold
 
-  if chunk and chunk < targets.size:
+  if chunk and chunk < length:
     # Recomputed in the backward pass: only one chunk's logits ever exist.
-    extra = -targets.size % chunk
+    extra = -length % chunk
     loss = jax.lax.map(
       jax.checkpoint(lambda x: nats(*x)),
       (
-        jnp.pad(hidden, ((0, extra), (0, 0))).reshape(-1, chunk, dim),
-        jnp.pad(targets, (0, extra)).reshape(-1, chunk),
+        jnp.pad(hidden, ((0, 0), (0, extra), (0, 0)))
+        .reshape(rows, -1, chunk, dim)
+        .swapaxes(0, 1),
+        jnp.pad(targets, ((0, 0), (0, extra)))
+        .reshape(rows, -1, chunk)
+        .swapaxes(0, 1),
       ),
-    ).reshape(-1)[: targets.size]
+    )
+    loss = loss.swapaxes(0, 1).reshape(rows, -1)[:, :length]
   else:
     loss = nats(hidden, targets)
 
@@ -86,8 +93,12 @@ def next_token(
     sums[f"{name}_nats"] = jnp.sum(jnp.where(mask, loss, 0.0))
     sums[f"{name}_tokens"] = jnp.sum(mask)
     total = total + weights[k] * sums[f"{name}_nats"]
-  count = sums["text_tokens"] + sums["caption_tokens"]
   return total / jnp.maximum(count, 1), sums
+
+
+def count_tokens(loss_kind: jax.Array) -> jax.Array:
+  """Tokens of int8[B, L] that bear a loss in `next_token`."""
+  return jnp.sum(loss_kind[:, 1:] > 0)
 
 
 def diffusion(
@@ -95,6 +106,7 @@ def diffusion(
   denoise: Callable[[jax.Array, jax.Array], jax.Array],
   latents: jax.Array,
   mask: jax.Array,
+  count: jax.Array,
   keys: jax.Array,
   min_snr_gamma: float | None,
 ) -> jax.Array:
@@ -105,6 +117,7 @@ def diffusion(
     denoise: (noisy latents [X, h, w, C], steps [X]) -> prediction.
     latents: [X, h, w, C], scaled.
     mask: bool[X], which photos there are.
+    count: photos there are in the global batch.
     keys: [X], one for each photo.
     min_snr_gamma: gamma of min-SNR weighting (Hang et al. 2023), or None.
   """
@@ -120,7 +133,7 @@ def diffusion(
   wanted = schedule_lib.target(config, ac, latents, noise, t)
   error = jnp.mean((denoise(noisy, t) - wanted) ** 2, axis=(1, 2, 3))
   error = error * schedule_lib.snr_weight(config, ac, t, min_snr_gamma)
-  return masked_mean(error, mask)
+  return masked_mean(error, mask, count)
 
 
 def autoencoder(
@@ -129,6 +142,7 @@ def autoencoder(
   mean: jax.Array,
   logvar: jax.Array,
   mask: jax.Array,
+  count: jax.Array,
   kl_weight: float,
 ) -> jax.Array:
   """Squared reconstruction error plus the weighted Kullback-Leibler term.
@@ -139,15 +153,18 @@ def autoencoder(
     mean: [X, h, w, C] of the posterior.
     logvar: its log-variance.
     mask: bool[X], which photos there are.
+    count: photos there are in the global batch.
     kl_weight: weight of the mean KL per latent number, in nats.
   """
   error = jnp.mean((decoded - photos) ** 2, axis=(1, 2, 3))
   kl = 0.5 * jnp.mean(
     mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3)
   )
-  return masked_mean(error + kl_weight * kl, mask)
+  return masked_mean(error + kl_weight * kl, mask, count)
 
 
-def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean of values[X] where mask[X]; 0 where nothing counts."""
-  return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+def masked_mean(
+  values: jax.Array, mask: jax.Array, count: jax.Array
+) -> jax.Array:
+  """Sum of values[X] where mask[X], over `count`; 0 where nothing counts."""
+  return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1)

@@ -5,9 +5,11 @@ so that it has neither a gradient nor an optimiser slot, and `merge` puts the
 whole back together inside the step.
 """
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from photochat_jax.ops import partition
@@ -36,6 +38,35 @@ def merge(trainable: dict, frozen: dict) -> dict:
   return partition.unflatten(
     {**partition.flatten(frozen), **partition.flatten(trainable)}
   )
+
+
+def hold_frozen(
+  params: Any, stages: tuple[Any, ...], dtype: jax.typing.DTypeLike
+) -> dict:
+  """Casts float32 parameters that none of the stages trains.
+
+  The autoencoder keeps its precision: precomputed moments are known by the
+  weights that made them.
+
+  Args:
+    params: nested dict of parameters.
+    stages: `config.StageConfig`s, this one and those to come.
+    dtype: of the frozen parameters.
+  """
+  trained = [
+    re.compile(regex)
+    for stage in stages
+    if stage.steps
+    for regex in stage.trainable
+  ]
+
+  def hold(path: str, leaf: jax.Array) -> jax.Array:
+    moves = any(regex.fullmatch(path) for regex in trained)
+    kept = moves or path.startswith("vae/") or leaf.dtype != jnp.float32
+    return leaf if kept else leaf.astype(dtype)
+
+  leaves = partition.flatten(params)
+  return partition.unflatten({p: hold(p, leaf) for p, leaf in leaves.items()})
 
 
 def learning_rate(optim: Any, stage: Any) -> optax.Schedule:
@@ -67,10 +98,73 @@ def learning_rate(optim: Any, stage: Any) -> optax.Schedule:
   return optax.join_schedules([rise, decay], [warmup])
 
 
+class Guarded(NamedTuple):
+  """The state of `guard`.
+
+  Attributes:
+    inner: of the optimiser that it guards.
+    usual: float32, running mean of the accepted gradients' norms.
+    accepted: int32, updates that were made.
+    skipped: int32, updates that were not, in a row up to now; 0 says that the
+      last one was made.
+  """
+
+  inner: Any
+  usual: jax.Array
+  accepted: jax.Array
+  skipped: jax.Array
+
+
+def guard(
+  inner: optax.GradientTransformation, health: Any
+) -> optax.GradientTransformationExtraArgs:
+  """Skips an update that would spoil the run, on the device.
+
+  Skipped is what is not finite, in the loss or in the gradient, and a
+  gradient whose norm is `spike_factor` times the usual, the running mean of
+  the last fifty or so. The inner state stays bit for bit as it was.
+
+  Args:
+    inner: the optimiser.
+    health: `config.HealthConfig`.
+
+  Returns:
+    A transformation whose `update` takes the loss too, as `loss=`.
+  """
+
+  def init(params):
+    zero = jnp.zeros((), jnp.int32)
+    return Guarded(inner.init(params), jnp.zeros(()), zero, zero)
+
+  def update(grads, state, params=None, *, loss):
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if health.spike_factor:
+      early = state.accepted < health.spike_warmup
+      good &= early | (norm <= health.spike_factor * state.usual)
+    updates, after = inner.update(grads, state.inner, params)
+    share = jnp.maximum(1 / (state.accepted + 1), 0.02)
+    made = Guarded(
+      after,
+      state.usual + share * (norm - state.usual),
+      state.accepted + 1,
+      jnp.zeros_like(state.skipped),
+    )
+    stays = state._replace(skipped=state.skipped + 1)
+    return updates, choose(good, made, stays)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def choose(good: jax.Array, new: Any, old: Any) -> Any:
+  """The tree `new` where `good`, bit for bit `old` where not."""
+  return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+
 def make_optimizer(
-  optim: Any, stage: Any, params: Any
-) -> optax.GradientTransformation:
-  """Makes the optimiser of one stage.
+  optim: Any, health: Any, stage: Any, params: Any
+) -> optax.GradientTransformationExtraArgs:
+  """Makes the optimiser of one stage, which skips bad updates.
 
   AdamW (Loshchilov and Hutter 2019), gradients clipped to a global norm. The
   update of a parameter is its learning rate (schedule times multiplier) times
@@ -78,13 +172,14 @@ def make_optimizer(
 
   Args:
     optim: `config.OptimConfig`.
+    health: `config.HealthConfig`.
     stage: `config.StageConfig`.
     params: the TRAINABLE parameters (arrays or their shapes), as given by
       `split`; every path must be matched by the tables `lr_multipliers` and
       `decay`.
 
   Returns:
-    A transformation over trees like `params`.
+    A transformation over trees like `params`, see `guard`.
   """
   multipliers = partition.match(optim.lr_multipliers, params)
   decayed = partition.match(optim.decay, params)
@@ -102,4 +197,4 @@ def make_optimizer(
     )
   )
   steps.append(optax.scale_by_learning_rate(learning_rate(optim, stage)))
-  return optax.chain(*steps)
+  return guard(optax.chain(*steps), health)

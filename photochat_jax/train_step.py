@@ -1,10 +1,8 @@
 """One update, pure: (state, batch) -> (state, metrics).
 
-The same function trains the autoencoder alone, the generator alone, the
-language model with its eyes, and everything jointly: a stage of the config
-says which losses count and which parameters move. It knows no tokenizer and no
-file; what draws its own captions (`bridge.draw` of `argmax` and `gumbel`) is
-handed the function that tokenises them.
+A stage of the config says which losses count (`objective`) and which
+parameters move. A batch may be cut into parts whose gradients are added up,
+and an update that would spoil the run is skipped on the device (`optim.guard`).
 """
 
 from collections.abc import Callable
@@ -15,250 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from photochat_jax import captions, losses, optim
-from photochat_jax.config import RunConfig, StageConfig
-from photochat_jax.models import vae
-from photochat_jax.models.photochat import PhotoChat, to_signed
+from photochat_jax import captions, objective, optim
+from photochat_jax.config import RunConfig
+from photochat_jax.models.photochat import PhotoChat
+from photochat_jax.objective import Batch, Metrics
 from photochat_jax.state import TrainState
 
-Batch = dict[str, Any]
-Metrics = dict[str, jax.Array]
 
-def flatten_photos(batch: Batch) -> Batch:
-  """The batch's photos to draw, [B, Q, ...] -> [B * Q, ...]."""
-  names = (
-    "photos_out",
-    "moments",
-    "photos_out_mask",
-    "example_id",
-    "clip_tokens",
-    "alignment",
-    "caption_tokens",
-    "caption_mask",
-    "caption_final",
-  )
+def cut(batch: Batch, parts: int) -> Batch:
+  """Cuts a batch, [B, ...] -> [parts, B / parts, ...], for a scan over them.
+
+  Each device gives each part an equal share of its own rows, so nothing is
+  sent.
+  """
   return {
-    name: batch[name].reshape(-1, *batch[name].shape[2:])
-    for name in names
-    if name in batch
+    name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    for name, x in batch.items()
   }
-
-
-def caption_logits(
-  model: PhotoChat, params: Any, hidden: jax.Array, caption_index: jax.Array
-) -> jax.Array:
-  """Logits that predict the captions' tokens.
-
-  Args:
-    model: the model.
-    params: its parameters.
-    hidden: [B, L, D].
-    caption_index: int32[B, Q, n], the positions that predict them.
-
-  Returns:
-    float32[B * Q, n, V].
-  """
-  rows, photos, n = caption_index.shape
-  index = caption_index.reshape(rows, photos * n, 1)
-  gathered = jnp.take_along_axis(hidden, index, axis=1)
-  gathered = gathered.reshape(rows * photos, n, hidden.shape[-1])
-  return model.logits(params, gathered)
-
-
-def converse(
-  model: PhotoChat, params: Any, batch: Batch
-) -> jax.Array:
-  """Hidden states [B, L, D] of a batch of dialogues, photos seen."""
-  hidden, _ = model.converse(
-    params,
-    batch["tokens"],
-    batch["positions"],
-    batch["segments"],
-    model.perceive(params, batch["photos_in"]),
-    batch["visual_index"],
-  )
-  return hidden
-
-
-def photo_context(
-  model: PhotoChat,
-  run: RunConfig,
-  params: Any,
-  photos: Batch,
-  logits: jax.Array | None,
-  empty_tokens: jax.Array,
-  vocabulary_map: Any,
-  keys: jax.Array,
-  tau: jax.Array | float,
-) -> jax.Array:
-  """What the UNet attends to, [X, m, d]: captions, some of them dropped.
-
-  Args:
-    model: the model.
-    run: the run.
-    params: the parameters.
-    photos: from `flatten_photos`, captions drawn already.
-    logits: [X, n, V] where the language model wrote the captions, else None.
-    empty_tokens: int32[m], the empty caption.
-    vocabulary_map: of the bridge.
-    keys: [X], each photo's.
-    tau: the bridge's temperature.
-  """
-  if logits is None:
-    embeddings = model.embed_caption(params, photos["clip_tokens"])
-  else:
-    noisy = run.bridge.draw == "gumbel"
-    embeddings = model.bridge(
-      params,
-      logits,
-      {
-        "tokens": photos["caption_tokens"],
-        "mask": photos["caption_mask"],
-        "clip_tokens": photos["clip_tokens"],
-        "alignment": photos["alignment"],
-        "final": photos["caption_final"],
-      },
-      vocabulary_map,
-      captions.keys_for(keys, captions.GUMBEL) if noisy else None,
-      tau,
-    )
-  empty = model.embed_caption(params, empty_tokens[None])
-  dropped = jax.vmap(
-    lambda k: jax.random.bernoulli(k, run.loss.caption_dropout)
-  )(captions.keys_for(keys, captions.DROPOUT))
-  embeddings = jnp.where(dropped[:, None, None], empty, embeddings)
-  return model.read_caption(params, embeddings)
-
-
-def photo_moments(
-  model: PhotoChat, params: Any, photos: Batch
-) -> tuple[jax.Array, jax.Array]:
-  """Mean and log-variance [X, h, w, C] of photos, precomputed if they are."""
-  if "moments" in photos:
-    return vae.posterior(photos["moments"])
-  return model.encode_photo(params, photos["photos_out"])
-
-
-def sample_latents(
-  mean: jax.Array, logvar: jax.Array, keys: jax.Array
-) -> jax.Array:
-  """Draws from the autoencoder's posterior, [X, h, w, C]."""
-  noise = jax.vmap(
-    lambda k, x: jax.random.normal(k, x.shape, x.dtype)
-  )(captions.keys_for(keys, captions.POSTERIOR), mean)
-  return vae.sample(mean, logvar, noise)
-
-
-def loss_terms(
-  model: PhotoChat,
-  run: RunConfig,
-  stage: StageConfig,
-  params: Any,
-  latent_scale: jax.Array,
-  batch: Batch,
-  keys: jax.Array,
-  step: jax.Array,
-  empty_tokens: jax.Array,
-  vocabulary_map: Any,
-  retokenise: captions.Retokenise | None = None,
-  mesh: Any = None,
-) -> tuple[jax.Array, Metrics]:
-  """The stage's weighted loss and what it is made of.
-
-  Args:
-    model: the model.
-    run: the run.
-    stage: which losses count.
-    params: all parameters.
-    latent_scale: scalar.
-    batch: of the stage's kind (`data.pipeline`).
-    keys: [X], each photo's.
-    step: step within the stage.
-    empty_tokens: int32[m].
-    vocabulary_map: of the bridge.
-    retokenise: tokenises drawn captions inside the program; None where the
-      batch carries the captions to use.
-    mesh: the mesh, needed by `retokenise`.
-  """
-  weights = {
-    name: losses.scheduled(value, step)
-    for name, value in vars(stage.losses).items()
-    if value
-  }
-  photos = flatten_photos(batch)
-  metrics = {}
-  total = jnp.zeros(())
-
-  hidden = None
-  if "tokens" in batch:
-    hidden = converse(model, params, batch)
-    if {"text", "caption"} & set(weights):
-      text, sums = losses.next_token(
-        lambda h: model.logits(params, h),
-        hidden,
-        batch["tokens"],
-        batch["loss_kind"],
-        {
-          losses.TEXT: weights.get("text", 0.0) * run.loss.text,
-          losses.CAPTION: weights.get("caption", 0.0) * run.loss.caption,
-        },
-        run.loss.chunk,
-      )
-      total += text
-      metrics |= sums
-
-  if "autoencoder" in weights:
-    mean, logvar = model.encode_photo(params, photos["photos_out"])
-    decoded = model.decode_photo(params, sample_latents(mean, logvar, keys))
-    metrics["autoencoder"] = losses.autoencoder(
-      to_signed(photos["photos_out"]),
-      decoded,
-      mean,
-      logvar,
-      photos["photos_out_mask"],
-      run.loss.kl,
-    )
-    total += weights["autoencoder"] * run.loss.autoencoder * (
-      metrics["autoencoder"]
-    )
-
-  if "photo" in weights:
-    logits = None
-    if hidden is not None:
-      logits = caption_logits(model, params, hidden, batch["caption_index"])
-      if retokenise is not None:
-        y = captions.draw_captions(run, logits, photos, keys)
-        z, alignment, final = captions.retokenise_in_program(
-          retokenise, mesh, y, photos["caption_mask"], empty_tokens.shape[0]
-        )
-        photos |= {
-          "caption_tokens": y,
-          "clip_tokens": z,
-          "alignment": alignment,
-          "caption_final": final,
-        }
-    context = photo_context(
-      model,
-      run,
-      params,
-      photos,
-      logits,
-      empty_tokens,
-      vocabulary_map,
-      keys,
-      losses.scheduled(run.bridge.tau, step),
-    )
-    mean, logvar = photo_moments(model, params, photos)
-    metrics["photo"] = losses.diffusion(
-      model.config.schedule,
-      lambda x, t: model.denoise(params, x, t, context),
-      sample_latents(mean, logvar, keys) * latent_scale,
-      photos["photos_out_mask"],
-      captions.keys_for(keys, captions.DIFFUSION),
-      run.loss.min_snr_gamma or None,
-    )
-    total += weights["photo"] * run.loss.photo * metrics["photo"]
-  return total, metrics | {"loss": total}
 
 
 def make_train_step(
@@ -282,20 +53,21 @@ def make_train_step(
     optimizer: of the stage's trainable parameters.
     empty_tokens: int32[m], the empty caption for the text encoder.
     vocabulary_map: of the bridge.
-    retokenise: see `loss_terms`.
-    mesh: see `loss_terms`.
+    retokenise: see `objective.loss_terms`.
+    mesh: see `objective.loss_terms`.
   """
   stage = run.stages[stage_index]
 
   def train_step(state: TrainState, batch: Batch):
     step = state.step - start
-    keys = captions.photo_keys(
-      run, stage_index, step, batch["example_id"].reshape(-1)
-    )
+    counts = objective.count_batch(batch)
     trainable, frozen = optim.split(state.params, stage.trainable)
 
-    def loss_fn(trainable):
-      return loss_terms(
+    def loss_fn(trainable, batch):
+      keys = captions.photo_keys(
+        run, stage_index, step, batch["example_id"].reshape(-1)
+      )
+      return objective.loss_terms(
         model,
         run,
         stage,
@@ -308,17 +80,44 @@ def make_train_step(
         vocabulary_map,
         retokenise,
         mesh,
+        counts,
       )
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
-    params = optim.merge(optax.apply_updates(trainable, updates), frozen)
+    differentiate = jax.grad(loss_fn, has_aux=True)
+    if stage.accumulate == 1:
+      grads, metrics = differentiate(trainable, batch)
+    else:
+      parts = cut(batch, stage.accumulate)
+      made = jax.eval_shape(
+        differentiate, trainable, jax.tree.map(lambda x: x[0], parts)
+      )
+      (grads, metrics), _ = jax.lax.scan(
+        lambda sums, part: (
+          jax.tree.map(jnp.add, sums, differentiate(trainable, part)),
+          None,
+        ),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made),
+        parts,
+      )
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, trainable, loss=metrics["loss"]
+    )
+    good = opt_state.skipped == 0
+    params = optim.merge(
+      optim.choose(
+        good, optax.apply_updates(trainable, updates), trainable
+      ),
+      frozen,
+    )
     ema = jax.tree.map(
-      lambda old, new: old + (1.0 - run.ema.decay) * (new - old),
+      lambda old, new: jnp.where(
+        good, old + (1.0 - run.ema.decay) * (new - old), old
+      ),
       state.ema,
       {part: params[part] for part in state.ema},
     )
     metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["skipped"] = opt_state.skipped
     return (
       TrainState(
         step=state.step + 1,
@@ -346,10 +145,12 @@ def make_draw_step(
     keys = captions.photo_keys(
       run, stage_index, state.step - start, batch["example_id"].reshape(-1)
     )
-    hidden = converse(model, state.params, batch)
-    logits = caption_logits(
+    hidden = objective.converse(model, state.params, batch)
+    logits = objective.caption_logits(
       model, state.params, hidden, batch["caption_index"]
     )
-    return captions.draw_captions(run, logits, flatten_photos(batch), keys)
+    return captions.draw_captions(
+      run, logits, objective.flatten_photos(batch), keys
+    )
 
   return draw_step

@@ -343,7 +343,7 @@ def trace_paper_step(argument):
       run,
       0,
       0,
-      optim.make_optimizer(run.optim, stage, trainable),
+      optim.make_optimizer(run.optim, run.health, stage, trainable),
       np.zeros(slots, np.int32),
       vocabulary_map,
       mesh=mesh,

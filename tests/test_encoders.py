@@ -43,7 +43,7 @@ def test_another_preparation_is_another_identity(kind):
   )
   assert got[0] != weights and got[1] == transform
   # Numbers of the computation, and what the result is multiplied by.
-  numbers = {"dtype": "bfloat16", "remat": True}
+  numbers = {"dtype": "bfloat16", "remat": "full"}
   assert (weights, transform) == changed(
     vae={**numbers, "scaling_factor": 2.0}, vision=numbers
   )

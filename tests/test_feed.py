@@ -21,10 +21,10 @@ from photochat_jax import (
   encoders,
   feed,
   inputs,
+  objective,
   precompute,
   record,
   train,
-  train_step,
 )
 from photochat_jax.checkpoints.manager import Checkpoints
 from photochat_jax.data import images, moments_files, packing, synthetic
@@ -213,7 +213,7 @@ def test_a_step_on_moments_has_the_loss_of_a_step_on_pixels(encoded):
 
   def loss(unet, batch):
     keys = captions.photo_keys(run, 0, 5, batch["example_id"].reshape(-1))
-    return train_step.loss_terms(
+    return objective.loss_terms(
       model, run, run.stages[0], params | {"unet": unet},
       jnp.float32(0.8), batch, keys, jnp.int32(5), empty, None,
     )[0]  # fmt: skip

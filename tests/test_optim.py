@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from photochat_jax import optim
-from photochat_jax.config import OptimConfig, StageConfig
+from photochat_jax.config import HealthConfig, OptimConfig, StageConfig
 
 STAGE = StageConfig(name="joint", steps=100)
 PARAMS = {
@@ -113,11 +113,11 @@ def test_updates_are_those_of_adamw_with_multipliers_and_decay():
     jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), PARAMS)
     for _ in range(4)
   ]
-  tx = optim.make_optimizer(config, STAGE, PARAMS)
+  tx = optim.make_optimizer(config, HealthConfig(), STAGE, PARAMS)
   params, state = PARAMS, tx.init(PARAMS)
   for grads in grads_by_step:
     grads = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), grads)
-    updates, state = tx.update(grads, state, params)
+    updates, state = tx.update(grads, state, params, loss=1.0)
     params = optax.apply_updates(params, updates)
 
   def flat(tree):
@@ -139,19 +139,19 @@ def test_updates_are_those_of_adamw_with_multipliers_and_decay():
 def test_a_parameter_in_no_row_of_a_table_is_named():
   config = OptimConfig(lr_multipliers=(("unet/.*", 1.0),))
   with pytest.raises(ValueError, match="vae/conv/kernel"):
-    optim.make_optimizer(config, STAGE, PARAMS)
+    optim.make_optimizer(config, HealthConfig(), STAGE, PARAMS)
 
 
 def test_no_clip_and_no_decay_where_they_are_zero():
   config = OptimConfig(
     grad_clip=0.0, weight_decay=0.0, warmup_steps=0, learning_rate=1.0
   )
-  tx = optim.make_optimizer(config, STAGE, PARAMS)
+  tx = optim.make_optimizer(config, HealthConfig(), STAGE, PARAMS)
   grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e4), PARAMS)
-  updates, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+  updates, state = tx.update(grads, tx.init(PARAMS), PARAMS, loss=1.0)
   # Adam's first step has size 1 whatever the gradient's.
   chex.assert_trees_all_close(
     updates, jax.tree.map(lambda leaf: -jnp.ones_like(leaf), PARAMS), rtol=1e-3
   )
-  mean = state[0].mu["vae"]["conv"]["kernel"]
+  mean = state.inner[0].mu["vae"]["conv"]["kernel"]
   np.testing.assert_allclose(mean, np.full(3, 1e3), rtol=1e-5)

@@ -15,7 +15,7 @@ import pytest
 import small_run
 import toy_agent
 
-from photochat_jax import captions, inputs, train_step
+from photochat_jax import captions, inputs, objective
 from photochat_jax.data import pipeline, vocabulary
 from photochat_jax.models.photochat import PhotoChat
 
@@ -94,7 +94,7 @@ def logits_of(world):
   _, model, params, *_ = world
 
   def run(batch):
-    return model.logits(params, train_step.converse(model, params, batch))
+    return model.logits(params, objective.converse(model, params, batch))
 
   run = jax.jit(run, compiler_options=QUICKLY)
   return lambda batch: np.asarray(run(batch))[0]
@@ -109,7 +109,7 @@ def loss_of(world):
   )
 
   def loss(params, batch):
-    return train_step.loss_terms(
+    return objective.loss_terms(
       model, run, run.stages[JOINT], params, jnp.float32(1), batch, keys,
       jnp.int32(0), empty, table,
     )[0]  # fmt: skip

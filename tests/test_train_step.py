@@ -9,7 +9,15 @@ import pytest
 import small_run
 import toy_agent
 
-from photochat_jax import captions, inputs, losses, optim, sharding, train_step
+from photochat_jax import (
+  captions,
+  inputs,
+  losses,
+  objective,
+  optim,
+  sharding,
+  train_step,
+)
 from photochat_jax.data import pipeline, vocabulary
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.state import TrainState
@@ -63,7 +71,7 @@ def photo_gradient(world, matrix, **bridge):
   )
 
   def loss(params):
-    return train_step.loss_terms(
+    return objective.loss_terms(
       model, run, stage, params, jnp.float32(1), world["batch"], keys,
       jnp.int32(0), world["clip"].encode_padded(""), world["map"],
     )[0]  # fmt: skip
@@ -110,7 +118,9 @@ def test_dropped_caption_sends_no_gradient(world, monkeypatch):
 
 def start_state(run, model, params, index):
   trainable, _ = optim.split(params, run.stages[index].trainable)
-  optimizer = optim.make_optimizer(run.optim, run.stages[index], trainable)
+  optimizer = optim.make_optimizer(
+    run.optim, run.health, run.stages[index], trainable
+  )
   state = TrainState(
     step=jnp.int32(0),
     params=params,
@@ -209,8 +219,8 @@ def test_next_token_by_hand():
   want = -(np.log(0.25) + np.log(0.1) + 3 * np.log(0.6)) / 3
   for chunk in (0, 2):
     loss, sums = losses.next_token(
-      lambda h: jnp.asarray(table)[h[:, 0].astype(int)],
-      hidden, tokens, kind, weights, chunk,
+      lambda h: jnp.asarray(table)[h[..., 0].astype(int)],
+      hidden, tokens, kind, weights, losses.count_tokens(kind), chunk,
     )  # fmt: skip
     np.testing.assert_allclose(loss, want, rtol=1e-6)
     np.testing.assert_allclose(sums["text_nats"], -np.log(0.025), rtol=1e-6)
@@ -222,3 +232,77 @@ def test_schedule_is_straight_between_points():
   for step, want in ((0, 0.0), (5, 0.5), (15, 0.75), (99, 0.5)):
     assert float(losses.scheduled(points, jnp.int32(step))) == want
   assert losses.scheduled(0.3, jnp.int32(7)) == 0.3
+
+
+def changed_run(**changes):
+  """The small run, its joint stage changed."""
+  run = small_run.run_config()
+  joint = dataclasses.replace(run.stages[JOINT], **changes)
+  return dataclasses.replace(run, stages=(*run.stages[:JOINT], joint))
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(world):
+  # The two rows have different numbers of tokens and of photos: a mean of
+  # their means would be another number.
+  counts = [
+    objective.count_batch({k: v[i : i + 1] for k, v in world["batch"].items()})
+    for i in (0, 1)
+  ]
+  assert counts[0]["tokens"] != counts[1]["tokens"]
+  _, whole, first = one_step(world, changed_run(), world["batch"])
+  _, parts, second = one_step(world, changed_run(accumulate=2), world["batch"])
+  for name in first:
+    np.testing.assert_allclose(first[name], second[name], rtol=2e-5)
+  one, two = (state.opt_state.inner[1].mu for state in (whole, parts))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, two
+  )
+
+
+def test_cutting_gives_each_device_a_share_of_its_own_rows():
+  parts = train_step.cut({"x": jnp.arange(8)}, 2)["x"]
+  # Of two devices with rows 0-3 and 4-7.
+  assert parts.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "spike"])
+def test_a_bad_update_is_skipped_and_the_next_batch_taken(world, bad):
+  run = changed_run()
+  run = dataclasses.replace(
+    run, health=dataclasses.replace(run.health, spike_warmup=1)
+  )
+  model = PhotoChat(run.model)
+  state, optimizer = start_state(run, model, world["params"], JOINT)
+  step = jax.jit(
+    train_step.make_train_step(
+      model, run, JOINT, 0, optimizer, world["clip"].encode_padded(""),
+      world["map"],
+    )
+  )  # fmt: skip
+  state, metrics = step(state, world["batch"])
+  assert int(metrics["skipped"]) == 0
+  if bad == "spike":
+    usual = state.opt_state.usual / 1e3
+    spoilt = state.replace(opt_state=state.opt_state._replace(usual=usual))
+  else:
+    # The photo's loss follows this number.
+    scale = {"nan": np.nan, "inf": np.inf}[bad]
+    spoilt = state.replace(latent_scale=jnp.float32(scale))
+  after, metrics = step(spoilt, world["batch"])
+  after, metrics = step(after, world["batch"])
+  assert int(metrics["skipped"]) == 2
+  assert int(after.step) == 3
+  for name in ("params", "ema"):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(after, name), getattr(state, name)
+    )
+  jax.tree.map(
+    np.testing.assert_array_equal, after.opt_state.inner, state.opt_state.inner
+  )
+  opt_state = after.opt_state._replace(usual=state.opt_state.usual)
+  well, metrics = step(
+    after.replace(latent_scale=state.latent_scale, opt_state=opt_state),
+    world["batch"],
+  )
+  assert int(metrics["skipped"]) == 0
+  assert int(well.opt_state.accepted) == 2

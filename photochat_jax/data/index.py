@@ -35,12 +35,14 @@ class Indexed(NamedTuple):
 
   `photo_ids` name the photos the model sees, `caption_ids` those it shares;
   both are unique for (dialogue, photo, side) and do not depend on the spec.
+  `name` is for people: the dialogue's id and whose side is the model's.
   """
 
   example: dialogue_lib.Example
   aligned: tuple[AlignedCaption, ...]
   photo_ids: tuple[int, ...]
   caption_ids: tuple[int, ...]
+  name: str
 
 
 class Index(NamedTuple):
@@ -146,6 +148,7 @@ def _build_index(
           tuple(align(tuple(c.tokens.tolist())) for c in captions),
           tuple(first + len(sides) * i for i in example.ordinals),
           tuple(first + len(sides) * c.ordinal for c in captions),
+          f"dialogue {dialogue.id} side {side}",
         )
       )
       counts["examples"] += 1

@@ -214,6 +214,16 @@ class Pipeline:
       write(row, [self._examples[i] for i in items], step)
     return out
 
+  def names(self, step: int) -> list[str]:
+    """What the whole batch of a step, of all hosts, is made of."""
+    return [
+      self._examples[i].name
+      if self._packed
+      else f"photo {self._examples[i].photo.id}"
+      for row in self.plan.batch(step)
+      for i in row
+    ]
+
   def batches(
     self, start: int = 0, num: int | None = None
   ) -> Iterator[dict[str, np.ndarray]]:
@@ -316,9 +326,8 @@ class Pipeline:
   def _write_dialogue(self, row, examples, step) -> None:
     """Lays examples after one another in a row."""
     start = p = q = 0
-    for segment, (example, aligned, photo_ids, caption_ids) in enumerate(
-      examples, start=1
-    ):
+    for segment, indexed in enumerate(examples, start=1):
+      example, aligned, photo_ids, caption_ids, _ = indexed
       count = len(example.tokens)
       here = slice(start, start + count)
       row["tokens"][here] = example.tokens

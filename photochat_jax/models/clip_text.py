@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from photochat_jax.ops import partition
+from photochat_jax.ops import remat as remat_lib
 from photochat_jax.ops.attention import attention
 
 _ACTIVATIONS = {
@@ -36,7 +38,7 @@ class CLIPTextConfig:
   hidden_act: str = "quick_gelu"
   layer_norm_eps: float = 1e-5
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
   bos_token_id: int = 49406
   eos_token_id: int = 49407
   pad_token_id: int = 49407
@@ -134,6 +136,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, hidden: jax.Array) -> tuple[jax.Array, None]:
     c = self.config
+    hidden = partition.constrain(hidden)
     normed = _layer_norm(c, "layer_norm1")(hidden)
     hidden = hidden + Attention(c, name="self_attn")(normed)
     normed = _layer_norm(c, "layer_norm2")(hidden)
@@ -155,7 +158,7 @@ class CLIPText(nn.Module):
     )
     self.token_embedding = embed(c.vocab_size)
     self.position_embedding = embed(c.max_position_embeddings)
-    layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
+    layer = remat_lib.remat(Layer, c.remat, scanned=True)
     self.layers = nn.scan(
       layer,
       variable_axes={"params": 0},

@@ -22,7 +22,8 @@ from jax import lax
 
 from photochat_jax.models import lora
 from photochat_jax.ops import attention as attention_lib
-from photochat_jax.ops import norms, rope
+from photochat_jax.ops import norms, partition, rope
+from photochat_jax.ops import remat as remat_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LlamaConfig:
     tie_word_embeddings: scores reuse the embedding table.
     max_position_embeddings: context the weights were trained for.
     dtype: of activations; parameters are float32.
-    remat: recompute each layer in the backward pass.
+    remat: what each layer keeps for the backward pass, see `ops.remat`.
     scan_unroll: layers per step of the loop over layers; more saves time for
       small layers (copies of weights) and costs compile time for many.
   """
@@ -61,7 +62,7 @@ class LlamaConfig:
   tie_word_embeddings: bool = False
   max_position_embeddings: int = 4096
   dtype: str = 'float32'
-  remat: bool = False
+  remat: str = 'none'
   scan_unroll: int = 1
 
   def __post_init__(self):
@@ -277,6 +278,7 @@ class DecoderLayer(nn.Module):
       (carry, None).
     """
     hidden, stored = carry
+    hidden = partition.constrain(hidden)
     config = self.config
     norm = {'epsilon': config.rms_norm_eps, 'dtype': jnp.dtype(config.dtype)}
     x = norms.RMSNorm(name='input_layernorm', **norm)(hidden)
@@ -285,7 +287,7 @@ class DecoderLayer(nn.Module):
     )
     hidden = hidden + x
     x = norms.RMSNorm(name='post_attention_layernorm', **norm)(hidden)
-    hidden = hidden + MLP(config, name='mlp')(x)
+    hidden = partition.constrain(hidden + MLP(config, name='mlp')(x))
     return (hidden, stored), None
 
 
@@ -297,10 +299,7 @@ class Llama(nn.Module):
   def setup(self):
     config = self.config
     dtype = jnp.dtype(config.dtype)
-    layer = DecoderLayer
-    if config.remat:
-      # Under scan XLA cannot merge the recomputation with the first pass.
-      layer = nn.remat(layer, prevent_cse=False)
+    layer = remat_lib.remat(DecoderLayer, config.remat, scanned=True)
     self.embed_tokens = nn.Embed(
         config.padded_vocab_size, config.hidden_size, dtype=dtype
     )
@@ -320,7 +319,7 @@ class Llama(nn.Module):
 
   def embed(self, tokens):
     """Token vectors: int32 [B, L] -> [B, L, D]."""
-    return self.embed_tokens(tokens)
+    return partition.constrain(self.embed_tokens(tokens))
 
   def __call__(self, inputs_embeds, positions, segments, cache=None):
     """Hidden states of a row of vectors; `init` makes all parameters.
@@ -392,6 +391,8 @@ class Llama(nn.Module):
       scores = _scores(hidden, table, (((last,), (1,)), ((), ())))
     else:
       scores = self.lm_head(hidden)
+    # The vocabulary by `tensor`: a loss over it needs only sums.
+    scores = partition.constrain(scores, 'tensor')
     if config.padded_vocab_size == config.vocab_size:
       return scores
     real = jnp.arange(config.padded_vocab_size) < config.vocab_size

@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from photochat_jax.ops import attention as attention_lib
+from photochat_jax.ops import partition
+from photochat_jax.ops import remat as remat_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class QFormerConfig:
     encoder_hidden_size: E.
     layer_norm_eps: added to every variance.
     dtype: of activations; parameters are float32.
-    remat: recompute each group in the backward pass.
+    remat: what each group keeps for the backward pass, see `ops.remat`.
   """
 
   num_query_tokens: int = 32
@@ -43,7 +45,7 @@ class QFormerConfig:
   encoder_hidden_size: int = 1408
   layer_norm_eps: float = 1e-12
   dtype: str = 'float32'
-  remat: bool = False
+  remat: str = 'none'
 
   def __post_init__(self):
     if self.num_hidden_layers % self.cross_attention_frequency:
@@ -166,6 +168,7 @@ class Group(nn.Module):
   @nn.compact
   def __call__(self, x, image_embeds):
     """[B, K, D], [B, N, E] -> ([B, K, D], None)."""
+    x = partition.constrain(x)
     for i in range(self.config.cross_attention_frequency):
       x = Layer(self.config, cross=i == 0, name=f'layer_{i}')(x, image_embeds)
     return x, None
@@ -205,10 +208,7 @@ class QFormer(nn.Module):
         epsilon=config.layer_norm_eps, dtype=dtype, name='layernorm'
     )(queries)
     x = jnp.broadcast_to(queries, (image_embeds.shape[0], *queries.shape[1:]))
-    group = Group
-    if config.remat:
-      # Under scan XLA cannot merge the recomputation with the first pass.
-      group = nn.remat(group, prevent_cse=False)
+    group = remat_lib.remat(Group, config.remat, scanned=True)
     x, _ = nn.scan(
         group,
         variable_axes={'params': 0},

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from photochat_jax.models import unet_blocks
+from photochat_jax.ops import remat as remat_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class UNetConfig:
     freq_shift: 1 to reach the lowest frequency exactly, 0 in the originals.
     transformer_layers_per_block: blocks in each attention.
     dtype: of the computation; parameters are float32.
-    remat: recompute each resnet and attention in the backward pass.
+    remat: what each resnet and attention keeps for the backward pass, see
+      `ops.remat`.
   """
 
   sample_size: int = 64
@@ -58,7 +60,7 @@ class UNetConfig:
   freq_shift: int = 0
   transformer_layers_per_block: int = 1
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
 
   def __post_init__(self):
     blocks = len(self.block_out_channels)
@@ -159,8 +161,7 @@ class _Stage(nn.Module):
 
   def resnet(self, number: int) -> nn.Module:
     c = self.config
-    cls = unet_blocks.ResnetBlock
-    return (nn.remat(cls) if c.remat else cls)(
+    return remat_lib.remat(unet_blocks.ResnetBlock, c.remat)(
       c.block_out_channels[self.level],
       c.norm_num_groups,
       1e-5,
@@ -170,8 +171,7 @@ class _Stage(nn.Module):
 
   def transformer(self, number: int) -> nn.Module:
     c = self.config
-    cls = unet_blocks.Transformer
-    return (nn.remat(cls) if c.remat else cls)(
+    return remat_lib.remat(unet_blocks.Transformer, c.remat)(
       c.heads[self.level],
       c.transformer_layers_per_block,
       c.norm_num_groups,

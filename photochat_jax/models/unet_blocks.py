@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from photochat_jax.models import lora
+from photochat_jax.ops import partition
 from photochat_jax.ops.attention import attention
 
 # Uniform, as torch's own: half the time that normal draws take to compile.
@@ -128,7 +129,7 @@ class ResnetBlock(nn.Module):
     hidden = conv(kernel_init=BRANCH_INIT, name="conv2")(hidden)
     if x.shape[-1] != self.features:
       x = Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
-    return x + hidden
+    return partition.constrain(x + hidden)
 
 
 class Downsample(nn.Module):
@@ -307,4 +308,4 @@ class Transformer(nn.Module):
     hidden = Dense(
       channels, dtype=self.dtype, kernel_init=BRANCH_INIT, name="proj_out"
     )(hidden)
-    return x + hidden.reshape(x.shape)
+    return partition.constrain(x + hidden.reshape(x.shape))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from photochat_jax.models import unet_blocks
+from photochat_jax.ops import remat as remat_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class VAEConfig:
       the autoencoder was trained on, 512 for Stable Diffusion 1.x. Applied
       by the caller.
     dtype: of the computation; parameters are float32.
-    remat: recompute each resnet in the backward pass.
+    remat: what each resnet keeps for the backward pass, see `ops.remat`.
   """
 
   in_channels: int = 3
@@ -47,7 +48,7 @@ class VAEConfig:
   scaling_factor: float = 0.18215
   tile_size: int = 0
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
 
   def __post_init__(self):
     for channels in self.block_out_channels:
@@ -239,8 +240,7 @@ def sample(
 
 
 def _resnet(config, channels, name):
-  cls = unet_blocks.ResnetBlock
-  return (nn.remat(cls) if config.remat else cls)(
+  return remat_lib.remat(unet_blocks.ResnetBlock, config.remat)(
     channels,
     config.norm_num_groups,
     1e-6,

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from photochat_jax.ops import attention as attention_lib
+from photochat_jax.ops import partition
+from photochat_jax.ops import remat as remat_lib
 
 # CLIP's colour statistics (HF: OPENAI_CLIP_MEAN, OPENAI_CLIP_STD), for RGB
 # in [0, 1].
@@ -45,7 +47,7 @@ class ViTConfig:
     qkv_bias: whether queries, keys and values have a bias.
     layer_norm_eps: added to every variance.
     dtype: of activations; parameters are float32.
-    remat: recompute each layer in the backward pass.
+    remat: what each layer keeps for the backward pass, see `ops.remat`.
     scan_unroll: layers per step of the loop over layers; more saves time for
       small layers (copies of weights) and costs compile time for many.
   """
@@ -59,7 +61,7 @@ class ViTConfig:
   qkv_bias: bool = True
   layer_norm_eps: float = 1e-6
   dtype: str = 'float32'
-  remat: bool = False
+  remat: str = 'none'
   scan_unroll: int = 1
 
   def __post_init__(self):
@@ -144,6 +146,7 @@ class EncoderLayer(nn.Module):
   def __call__(self, x, _):
     """[B, T, D] -> ([B, T, D], None)."""
     config = self.config
+    x = partition.constrain(x)
     norm = {
         'epsilon': config.layer_norm_eps,
         'dtype': jnp.dtype(config.dtype),
@@ -196,10 +199,7 @@ class ViT(nn.Module):
     )
     first = jnp.broadcast_to(first.astype(dtype), (x.shape[0], 1, width))
     x = jnp.concatenate([first, x], axis=1) + places.astype(dtype)
-    layer = EncoderLayer
-    if config.remat:
-      # Under scan XLA cannot merge the recomputation with the first pass.
-      layer = nn.remat(layer, prevent_cse=False)
+    layer = remat_lib.remat(EncoderLayer, config.remat, scanned=True)
     x, _ = nn.scan(
         layer,
         variable_axes={'params': 0},

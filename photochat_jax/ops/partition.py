@@ -7,11 +7,16 @@ path, the first row which does wins, and a parameter which no row matches is an
 error naming it, so that a new layer cannot slip through unnoticed.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
+
+# The mesh axes that divide a batch.
+BATCH = ("data", "fsdp")
 
 
 def _name(key: Any) -> str:
@@ -118,3 +123,33 @@ def select(
   matched = [p for p in paths if any(re.fullmatch(r, p) for r in regexes)]
   chosen = set(matched)
   return matched, [path for path in paths if path not in chosen]
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Says where an activation lies; its rows always over the batch's axes.
+
+  Left to itself the compiler may divide an activation as the parameters beside
+  it are, and then sends activations about instead of parameters.
+
+  Args:
+    x: rows first.
+    *axes: mesh axes of the last dimensions, as many as there are given.
+
+  Returns:
+    x. Without a mesh (`jax.set_mesh`) nothing is said; an axis whose size does
+    not divide its dimension is left out.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  middle = (None,) * (x.ndim - 1 - len(axes))
+  spec = [
+    axis if axis and not size % _ways(mesh, axis) else None
+    for size, axis in zip(x.shape, (BATCH, *middle, *axes), strict=True)
+  ]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _ways(mesh: Any, axis: str | tuple[str, ...]) -> int:
+  names = (axis,) if isinstance(axis, str) else axis
+  return math.prod(mesh.shape.get(name, 1) for name in names)

@@ -130,7 +130,7 @@ def test_linear_perceiver_learns_from_words(tmp_path):
 
   params = toy_agent.random_params(model)
   trainable, _ = optim.split(params, stage.trainable)
-  optimizer = optim.make_optimizer(run.optim, stage, trainable)
+  optimizer = optim.make_optimizer(run.optim, run.health, stage, trainable)
   state = TrainState(
     step=jnp.int32(0),
     params=params,

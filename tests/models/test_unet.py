@@ -36,7 +36,7 @@ def random(model, inputs):
 def test_remat_changes_no_parameter_and_no_gradient():
   inputs = small_inputs()
   plain = unet.UNet(unet.UNetConfig(**TINY))
-  remat = unet.UNet(unet.UNetConfig(**TINY, remat=True))
+  remat = unet.UNet(unet.UNetConfig(**TINY, remat="full"))
   params = random(plain, inputs)
   results = []
   for model in (plain, remat):

@@ -47,7 +47,7 @@ def test_moments_mode_and_sample_are_those_of_diffusers():
 
 
 def test_shapes_dtypes_and_one_init_for_both_halves():
-  config = vae.VAEConfig.tiny(dtype="bfloat16", remat=True)
+  config = vae.VAEConfig.tiny(dtype="bfloat16", remat="full")
   model = vae.VAE(config)
   photos = jnp.zeros((2, 32, 32, 3))
   out, params = jax.eval_shape(

@@ -59,7 +59,7 @@ CASES = {
   ),
   "llama3 of transformers 5": (
     {"rope_parameters": {**LLAMA3, "rope_theta": 500.0}},
-    {"remat": True},
+    {"remat": "full"},
   ),
 }
 

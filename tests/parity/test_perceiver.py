@@ -31,7 +31,7 @@ CASES = {
       "encoder_hidden_size": 21,
       "layer_norm_eps": 1e-2,
     },
-    "ours": {"remat": True},
+    "ours": {"remat": "full"},
   },
   "every third layer looks": {
     "vision": {"image_size": 10, "patch_size": 5, "num_hidden_layers": 2},

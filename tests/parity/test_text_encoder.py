@@ -26,7 +26,7 @@ CASES = {
       "layer_norm_eps": 1e-2,
     },
     (7,),
-    {"remat": True},
+    {"remat": "full"},
   ),
   "one layer": ({"num_hidden_layers": 1}, (2,), {}),
 }

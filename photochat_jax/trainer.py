@@ -1,0 +1,322 @@
+"""One stage of training: the loop round the update.
+
+Everything that differs between processes or runs stays on the host and out of
+the numbers: a step's batch and its random numbers follow from its number
+alone. The loop never waits for the device but for metrics that are some steps
+old.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from photochat_jax import (
+  feed,
+  initial,
+  objective,
+  optim,
+  samples,
+  sharding,
+  train_step,
+  validation,
+)
+from photochat_jax.checkpoints.manager import Checkpoints
+from photochat_jax.config import ConfigError, RunConfig, StageConfig
+from photochat_jax.data import pipeline, vocabulary
+from photochat_jax.initial import Leg
+from photochat_jax.models.photochat import PhotoChat
+from photochat_jax.progress import Progress
+from photochat_jax.runtime.health import GoBack, Health
+from photochat_jax.runtime.interrupt import Interrupted, StopRequest
+from photochat_jax.runtime.watchdog import Watchdog
+from photochat_jax.state import TrainState
+
+# Photos that the scale of the latents is measured on, at most.
+MEASURED_PHOTOS = 512
+
+
+@dataclasses.dataclass
+class Trainer:
+  """Runs stages; what all of them share."""
+
+  run: RunConfig
+  model: PhotoChat
+  mesh: Any
+  feed: feed.Feed
+  llm_tokenizer: Any
+  clip_tokenizer: Any
+  workdir: epath.Path
+  checkpoints: Checkpoints
+  progress: Progress
+  health: Health
+  stop: StopRequest
+  watchdog: Watchdog
+
+  @functools.cached_property
+  def vocabulary_map(self) -> Any:
+    """The bridge's, see `data.vocabulary`."""
+    table, coverage = vocabulary.build_vocabulary_map(
+      self.llm_tokenizer, self.clip_tokenizer
+    )
+    logging.info("%s", coverage)
+    return table
+
+  def batches(self, stage: StageConfig) -> pipeline.Pipeline:
+    """A stage's data, and tells what they are.
+
+    Raises:
+      ConfigError: the rows cannot be divided over the devices.
+    """
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    if stage.batch_size % (ways * stage.accumulate):
+      raise ConfigError(
+        f"config.stages.{stage.name}.batch_size is {stage.batch_size}; it must "
+        f"be a multiple of {ways} (mesh.data x mesh.fsdp) times accumulate, "
+        f"{stage.accumulate}."
+      )
+    data = self.feed.batches(stage.data, stage.batch_size, stage.name)
+    for line in self.feed.describe(stage.name, data):
+      self.progress.message(line)
+    return data
+
+  def run_stage(
+    self,
+    leg: Leg,
+    data: pipeline.Pipeline,
+    following: Leg | None,
+    state: TrainState,
+  ) -> TrainState:
+    """Trains a stage from wherever the state is in it to its end.
+
+    Args:
+      leg: the stage and its place.
+      data: its batches.
+      following: the next stage, None after the last.
+      state: donated.
+
+    Returns:
+      The next stage's first state.
+    """
+    stage = leg.stage
+    step_fn = self.compile_step(leg, state)
+    while int(state.step) < leg.end:
+      bad = None
+      try:
+        state = self.updates(leg, data, step_fn, state)
+      except GoBack as error:
+        # Its frames hold the state, which would then be there twice.
+        bad = error.with_traceback(None)
+      if bad is not None:
+        state = self.go_back(leg, bad)
+    if stage.losses.autoencoder:
+      state = state.replace(latent_scale=self.measure_scale(state))
+    self.sample(stage, state)
+    if following:
+      state = initial.begin_stage(self.run, following, state)
+      state = sharding.shard_state(state, self.mesh)
+    self.save(leg.end, stage, state)
+    if broken := self.feed.take_broken(data):
+      self.progress.message(f"Stage {stage.name}: {broken}")
+    # A stage's programs are of no use to the next one, and take memory.
+    jax.clear_caches()
+    return state
+
+  def updates(
+    self, leg: Leg, data: pipeline.Pipeline, step_fn: Any, state: TrainState
+  ) -> TrainState:
+    """Makes a stage's updates.
+
+    Raises:
+      GoBack: too many were skipped in a row.
+      Interrupted: the run was asked to stop; the state is saved.
+    """
+    run, stage = self.run, leg.stage
+    step, pending = int(state.step), None
+    dev_loss = self.dev_loss(leg)
+    for batch in data.batches(step - leg.start, leg.end - step):
+      names = functools.partial(data.names, step - leg.start)
+      step += 1
+      if step in self.health.left_out:
+        state = _leave_out(state)
+      else:
+        state, metrics = step_fn(state, sharding.shard_batch(batch, self.mesh))
+        self.health.watch(step, metrics, names)
+        if step % run.log.every_steps == 0 or step == leg.end:
+          # One report late, so that the device need not be waited for.
+          _report(self.progress, pending, stage.name)
+          pending = (step, metrics)
+      self.watchdog.beat(step)
+      if step == leg.end:
+        break
+      dev = None
+      if run.log.dev_every and step % run.log.dev_every == 0:
+        dev = dev_loss(state)
+        self.progress.write(step, dev, stage.name)
+      if run.log.sample_every and step % run.log.sample_every == 0:
+        self.sample(stage, state)
+      code = self.stop.agreed(step)
+      if code or step % run.checkpoint.every_steps == 0:
+        self.save(step, stage, state, dev)
+      if code:
+        self.checkpoints.wait()
+        self.progress.message(
+          f"Stopped at step {step}, which is saved in {self.workdir}; the "
+          "same command goes on from there."
+        )
+        raise Interrupted(code)
+    self.health.finish()
+    _report(self.progress, pending, stage.name)
+    return state
+
+  def save(
+    self,
+    step: int,
+    stage: StageConfig,
+    state: TrainState,
+    metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Begins to write a checkpoint."""
+    meta = {"stage": stage.name, "health": self.health.state()}
+    self.checkpoints.save(step, state, meta, metrics)
+
+  def dev_loss(self, leg: Leg) -> validation.DevLoss | None:
+    """What measures the stage's loss on the dev split, if it is asked for."""
+    if not self.run.log.dev_every:
+      return None
+    stage = leg.stage
+    return validation.DevLoss(
+      self.model,
+      self.run,
+      leg,
+      self.mesh,
+      self.feed.dev_batches(
+        stage.data, stage.batch_size // stage.accumulate, stage.name
+      ),
+      self.clip_tokenizer.encode_padded(""),
+      self.vocabulary_map,
+    )
+
+  def go_back(self, leg: Leg, bad: GoBack) -> TrainState:
+    """The state of an earlier checkpoint, and nothing saved after it."""
+    self.checkpoints.wait()
+    step = self.health.go_back(bad, self.checkpoints.steps(), leg.start)
+    self.progress.message(
+      f"Updates {bad.first} to {bad.last} were skipped; going back to step "
+      f"{step or 0}, see skipped.jsonl."
+    )
+    where = (self.run, self.model, self.mesh, leg)
+    self.checkpoints.delete_after(step or 0)
+    self.progress.rewind(step or 0)
+    if step is None:
+      return initial.init_state(*where, self.llm_tokenizer)
+    return self.checkpoints.restore(initial.abstract_state(*where), step)
+
+  def compile_step(self, leg: Leg, state: TrainState):
+    """The stage's update, jitted with the state donated."""
+    run = self.run
+    trainable, _ = optim.split(state.params, leg.stage.trainable)
+    draws = (
+      leg.stage.data == "dialogues"
+      and leg.stage.losses.photo
+      and run.bridge.draw != "gold"
+    )
+    retokenise = vocabulary.Retokeniser(
+      self.llm_tokenizer, self.clip_tokenizer, run.bridge.max_tokens
+    )
+    in_program = draws and run.bridge.retokenise == "callback"
+    where = sharding.state_shardings(state, self.mesh)
+    step_fn = jax.jit(
+      train_step.make_train_step(
+        self.model,
+        run,
+        leg.index,
+        leg.start,
+        optim.make_optimizer(run.optim, run.health, leg.stage, trainable),
+        self.clip_tokenizer.encode_padded(""),
+        self.vocabulary_map,
+        retokenise if in_program else None,
+        self.mesh,
+      ),
+      out_shardings=(where, None),
+      donate_argnums=0,
+    )
+    if not draws or in_program:
+      return step_fn
+    draw_fn = jax.jit(
+      train_step.make_draw_step(self.model, run, leg.index, leg.start),
+      out_shardings=sharding.batch_sharding(self.mesh),
+    )
+
+    def two_passes(state, batch):
+      return step_fn(state, self.retokenised(retokenise, draw_fn, state, batch))
+
+    return two_passes
+
+  def retokenised(self, retokenise, draw_fn, state, batch):
+    """A batch whose captions are those that the model draws."""
+    y = _local(draw_fn(state, batch))
+    mask = _local(batch["caption_mask"])
+    rows, photos, n = mask.shape
+    z, alignment, final = retokenise(y, mask.reshape(-1, n))
+    local = {
+      "caption_tokens": y.reshape(rows, photos, n),
+      "clip_tokens": z.reshape(rows, photos, -1),
+      "alignment": alignment.reshape(rows, photos, -1, n),
+      "caption_final": final.reshape(rows, photos, n),
+    }
+    return {**batch, **sharding.shard_batch(local, self.mesh)}
+
+  def measure_scale(self, state: TrainState) -> jax.Array:
+    """1 / the standard deviation of the latents, as for Stable Diffusion."""
+    data = self.feed.plain_batches("photos", 64, "scale")
+    encode = jax.jit(self.model.encode_photo)
+    latents, count = [], 0
+    for batch in data.batches():
+      photos = batch["photos_out"][batch["photos_out_mask"]]
+      latents.append(np.asarray(encode(state.params, photos)[0]))
+      count += len(photos)
+      if count >= min(MEASURED_PHOTOS, data.describe()["examples"]):
+        break
+    scale = 1.0 / np.std(np.concatenate(latents))
+    logging.info("The latents' scale is %.4f.", scale)
+    return jnp.float32(scale)
+
+  def sample(self, stage: StageConfig, state: TrainState) -> None:
+    """Writes photos to look at, where there are photos and the stage draws."""
+    kind, count = samples.kind_of(stage), self.run.log.num_samples
+    if kind and count and self.feed.photos:
+      samples.write(
+        self.model,
+        self.run,
+        stage,
+        state,
+        self.feed.plain_batches(kind, count, "samples").batch(0),
+        self.clip_tokenizer.encode_padded(""),
+        self.workdir,
+        self.progress,
+      )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _leave_out(state: TrainState) -> TrainState:
+  """Takes a step without an update."""
+  return state.replace(step=state.step + 1)
+
+
+def _local(array: jax.Array) -> np.ndarray:
+  """This process's rows of an array divided by rows."""
+  shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+  return np.concatenate([np.asarray(shards[k]) for k in sorted(shards)])
+
+
+def _report(progress: Progress, pending: Any, stage: str) -> None:
+  """Writes a step's metrics."""
+  if pending is not None:
+    step, metrics = pending
+    progress.write(step, objective.means(metrics), stage)
