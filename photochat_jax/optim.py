@@ -133,8 +133,9 @@ def guard(
   """
 
   def init(params):
-    zero = jnp.zeros((), jnp.int32)
-    return Guarded(inner.init(params), jnp.zeros(()), zero, zero)
+    # Arrays of their own: no buffer can be given away twice.
+    accepted, skipped = (jnp.zeros((), jnp.int32) for _ in range(2))
+    return Guarded(inner.init(params), jnp.zeros(()), accepted, skipped)
 
   def update(grads, state, params=None, *, loss):
     norm = optax.tree.norm(grads)

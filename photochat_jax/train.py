@@ -128,10 +128,9 @@ def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
       legs = [leg for leg in legs if step < leg.end]
       # All before the first stage, so that what is wrong is told at once.
       batches = [trainer.batches(leg.stage) for leg in legs]
-      for leg, stage_data, following in zip(
-        legs, batches, [*legs[1:], None], strict=True
-      ):
-        state = trainer.run_stage(leg, stage_data, following, state)
+      for number, leg in enumerate(legs):
+        following = legs[number + 1] if number + 1 < len(legs) else None
+        state = trainer.run_stage(leg, batches[number], following, state)
   return state
 
 

@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -19,6 +18,7 @@ from etils import epath
 from photochat_jax import (
   feed,
   initial,
+  latents,
   objective,
   optim,
   samples,
@@ -36,9 +36,6 @@ from photochat_jax.runtime.health import GoBack, Health
 from photochat_jax.runtime.interrupt import Interrupted, StopRequest
 from photochat_jax.runtime.watchdog import Watchdog
 from photochat_jax.state import TrainState
-
-# Photos that the scale of the latents is measured on, at most.
-MEASURED_PHOTOS = 512
 
 
 @dataclasses.dataclass
@@ -115,7 +112,10 @@ class Trainer:
       if bad is not None:
         state = self.go_back(leg, bad)
     if stage.losses.autoencoder:
-      state = state.replace(latent_scale=self.measure_scale(state))
+      photos = self.feed.plain_batches("photos", 64, "scale")
+      state = state.replace(
+        latent_scale=latents.measure_scale(self.model, state.params, photos)
+      )
     self.sample(stage, state)
     if following:
       state = initial.begin_stage(self.run, following, state)
@@ -271,21 +271,6 @@ class Trainer:
       "caption_final": final.reshape(rows, photos, n),
     }
     return {**batch, **sharding.shard_batch(local, self.mesh)}
-
-  def measure_scale(self, state: TrainState) -> jax.Array:
-    """1 / the standard deviation of the latents, as for Stable Diffusion."""
-    data = self.feed.plain_batches("photos", 64, "scale")
-    encode = jax.jit(self.model.encode_photo)
-    latents, count = [], 0
-    for batch in data.batches():
-      photos = batch["photos_out"][batch["photos_out_mask"]]
-      latents.append(np.asarray(encode(state.params, photos)[0]))
-      count += len(photos)
-      if count >= min(MEASURED_PHOTOS, data.describe()["examples"]):
-        break
-    scale = 1.0 / np.std(np.concatenate(latents))
-    logging.info("The latents' scale is %.4f.", scale)
-    return jnp.float32(scale)
 
   def sample(self, stage: StageConfig, state: TrainState) -> None:
     """Writes photos to look at, where there are photos and the stage draws."""

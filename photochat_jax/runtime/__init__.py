@@ -1,0 +1,1 @@
+"""What a process does around the step: joining others, stopping, watching."""
