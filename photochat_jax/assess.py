@@ -221,6 +221,7 @@ def text_loss(
     except LeftOut as error:
       logging.info("Dialogue %s has no perplexity: %s", dialogue.id, error)
   total = text.TokenLoss()
+  score = functools.partial(_score, generator.model, generator.params)
   for length, group in _by_length(examples, spec.length):
     for chunk in _chunks(
       [examples[i] for i in group], generator.settings.batch_size
@@ -236,7 +237,7 @@ def text_loss(
         name: np.pad(a, [(0, spare)] + [(0, 0)] * (a.ndim - 1))
         for name, a in (batch | {"loss_kind": kinds}).items()
       }
-      nats, tokens = _score(generator.model, generator.params, batch)
+      nats, tokens = generator.run(score, batch)
       total += text.TokenLoss(float(nats), int(tokens))
   return total
 

@@ -25,10 +25,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from rich import progress
-
 from photochat_jax.captioners import Captioner, CaptionError
-from photochat_jax.data import images, records, schema, sources
+from photochat_jax.data import bars, images, records, schema, sources
 
 FILE = records.CAPTION_FILE
 
@@ -271,7 +269,7 @@ def caption_photos(
           summary.empty.append(loaded.photo.id)
       file.append(rows)
       summary.written += len(rows)
-      bar(len(batch))
+      bar.advance(len(batch))
 
     batch, taken = [], 0
     ahead = _READERS + 2 * captioner.batch_size
@@ -282,14 +280,14 @@ def caption_photos(
         summary.left -= 1
         if loaded.fault:
           summary.damaged.append((loaded.photo.id, loaded.fault))
-          bar(1)
+          bar.advance()
         elif loaded.prepared is None:
           known = loaded.photo.id, captioner.model, loaded.sha256
           # Readers take the last row: this model's once more.
           if not file.is_last(*known):
             file.append([row(loaded, file.find(*known))])
           summary.had += 1
-          bar(1)
+          bar.advance()
         else:
           taken += 1
           batch.append(loaded)
@@ -326,18 +324,9 @@ def _ahead(
     pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _bar(photos, captioner, file, limit) -> Iterator[Callable[[int], None]]:
-  """A bar with the time left; gives a function (photos done)."""
+def _bar(photos, captioner, file, limit) -> bars.Bar:
+  """The bar over photos, those included that have their caption."""
   total = len(photos)
   if limit is not None:
     total = min(total, limit + file.count(captioner.model))
-  columns = (
-    progress.TextColumn("{task.description}"),
-    progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TimeRemainingColumn(),
-  )
-  with progress.Progress(*columns) as bar:
-    task = bar.add_task("Captioning", total=total)
-    yield lambda count: bar.advance(task, count)
+  return bars.Bar("Captioning", total)

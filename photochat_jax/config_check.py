@@ -89,6 +89,13 @@ def validate(run: Any) -> None:
       "config.pretrained.run is a whole model; give it alone, or llm, blip2 "
       "and diffusion without it."
     )
+  every, dev_every = run.checkpoint.every_steps, run.log.dev_every
+  if run.checkpoint.keep_best and (not dev_every or every % dev_every):
+    raise ConfigError(
+      "config.checkpoint.keep_best needs the dev split's loss wherever a "
+      f"checkpoint is: set config.log.dev_every to {every}, "
+      "checkpoint.every_steps, or a part of it."
+    )
   if run.bridge.max_tokens >= run.data.length:
     raise ConfigError(
       "config.bridge.max_tokens must be less than config.data.length, "

@@ -6,17 +6,15 @@ like any other, and training starts from it (`config.pretrained.run`).
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from rich import progress
 
 from photochat_jax import inputs, record
 from photochat_jax.checkpoints import lora as adapters
@@ -24,7 +22,7 @@ from photochat_jax.checkpoints import pretrained
 from photochat_jax.checkpoints.files import WeightsError
 from photochat_jax.checkpoints.manager import Checkpoints
 from photochat_jax.config import RunConfig
-from photochat_jax.data import tokenizer_files
+from photochat_jax.data import bars, tokenizer_files
 from photochat_jax.models import lora
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.ops import partition
@@ -77,13 +75,15 @@ def convert(
       for top, count in tops.items()
     )
 
-  with _progress(run) as advance:
+  total = _size(run)
+  with bars.Bar("Reading", total, counted=False) as bar:
 
     def place(path: str, array: np.ndarray) -> np.ndarray:
-      advance(path, array.size)
+      bar.advance(array.size, f"Reading {path[:48]:48}")
       return array
 
     params = inputs.read_folders(run, llm_tokenizer, dtype, place, ignored)
+    bar.reach(total, "Read")  # Parts without a folder were not.
   for part, tree in params.items():
     count = sum(leaf.size for leaf in jax.tree.leaves(tree))
     lines.append(f"{part}: read {count:,} parameters")
@@ -133,23 +133,7 @@ def _copy_tokenizers(run: RunConfig, workdir: epath.Path) -> RunConfig:
   return run.with_data(**found)
 
 
-@contextlib.contextmanager
-def _progress(run: RunConfig) -> Iterator[Callable[[str, int], None]]:
-  """A bar with the time left; gives a function (what, how much of it)."""
+def _size(run: RunConfig) -> int:
+  """Parameters of the model."""
   shapes = jax.eval_shape(PhotoChat(run.model).init, jax.random.key(0))
-  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-  columns = (
-    progress.TextColumn("{task.description}"),
-    progress.BarColumn(),
-    progress.TaskProgressColumn(),
-    progress.TimeRemainingColumn(),
-  )
-  with progress.Progress(*columns) as bar:
-    task = bar.add_task("Reading", total=total)
-
-    def advance(what: str, count: int) -> None:
-      bar.update(task, advance=count, description=f"Reading {what[:48]:48}")
-
-    yield advance
-    # Parts without a folder were not read.
-    bar.update(task, completed=total, description="Read")
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import rich.console
 import rich.table
 from etils import epath
@@ -15,6 +14,7 @@ from photochat_jax.assess import Found, assess
 from photochat_jax.config import ConfigError, RunConfig
 from photochat_jax.data import synthetic
 from photochat_jax.metrics import report
+from photochat_jax.runtime import cluster
 
 _REMARKS = {
   "captioned": "captioned",
@@ -27,6 +27,8 @@ def evaluate(
   run: RunConfig, workdir: epath.PathLike, started: float | None = None
 ) -> dict[str, Any]:
   """Measures the newest checkpoint; prints a table and writes two files.
+
+  Several processes measure together, and process 0 prints and writes.
 
   Args:
     run: the run's settings.
@@ -64,10 +66,10 @@ def evaluate(
     "versions": record.versions(),
     "git_commit": record.commit(),
   }
-  rows = figures(found)
-  _print(rows, run.eval.split, found.counts["dialogues"])
-  folder = epath.Path(workdir) / "eval"
-  if jax.process_index() == 0:
+  if cluster.is_first():
+    rows = figures(found)
+    _print(rows, run.eval.split, found.counts["dialogues"])
+    folder = epath.Path(workdir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(
       json.dumps(metrics, indent=2, allow_nan=False) + "\n"
@@ -75,7 +77,7 @@ def evaluate(
     size = generator.model.photo_shape[0]
     html = showcase.page(found, metrics, rows, size)
     (folder / "report.html").write_text(html)
-  print(f"Report: {folder / 'report.html'}")
+    print(f"Report: {folder / 'report.html'}")
   return metrics
 
 

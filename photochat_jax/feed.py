@@ -1,7 +1,7 @@
 """What training reads: the sets it mixes, their photos, and what is missing.
 
-Every process reads the train splits and makes its slice of each batch. The
-first one tells what was found, and writes
+Every process reads the train splits and makes the rows of each batch that its
+devices hold. The first one tells what was found, and writes
 
   WORKDIR/data.json         coverage of each set's splits, photos that splits
                             share, and of each stage what is packed, cut and
@@ -12,16 +12,16 @@ first one tells what was found, and writes
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
-from photochat_jax import encoders, inputs
+from photochat_jax import encoders, inputs, sharding
 from photochat_jax.config import ConfigError, RunConfig
 from photochat_jax.data import loading, moments, pipeline, schema, sources
 from photochat_jax.data.quarantine import Quarantine, Row
+from photochat_jax.runtime import cluster
 
 # Rows that hold less of their tokens are worth a remark, where there are so
 # many batches that the last ones do not matter.
@@ -72,7 +72,10 @@ class Feed:
     """
     self._run, self._workdir = run, epath.Path(workdir)
     self._tokenizers = llm_tokenizer, clip_tokenizer
-    self._first = jax.process_index() == 0
+    self._first = cluster.is_first()
+    self._mesh = sharding.make_mesh(
+      run.mesh.data, run.mesh.fsdp, run.mesh.tensor
+    )
     self._cache = loading.PhotoCache()
     self._moments: loading.Moments | None = None
     self._stages: dict[str, Mapping[str, float]] = {}
@@ -161,7 +164,21 @@ class Feed:
       batch_size: rows of the global batch.
       stage: seeds them.
       **changes: of the spec.
+
+    Raises:
+      ValueError: the rows cannot be divided over the devices.
     """
+    rows = sharding.rows_here(self._mesh, batch_size)
+    return self._batches(kind, batch_size, stage, rows, **changes)
+
+  def _batches(
+    self,
+    kind: str,
+    batch_size: int,
+    stage: str,
+    rows: Sequence[int] | None,
+    **changes,
+  ) -> pipeline.Pipeline:
     main, *mix = self.sets
     return pipeline.Pipeline(
       main.dialogues,
@@ -170,7 +187,7 @@ class Feed:
       *self._tokenizers,
       self._run.seed,
       stage,
-      shard=(jax.process_index(), jax.process_count()),
+      rows,
       photo_cache=self._cache,
       mix=[pipeline.Part(d.name, d.weight, d.dialogues) for d in mix],
       moments=self._moments,
@@ -195,16 +212,19 @@ class Feed:
       *self._tokenizers,
       self._run.seed,
       f"{stage}/dev",
-      shard=(jax.process_index(), jax.process_count()),
+      sharding.rows_here(self._mesh, batch_size),
       photo_cache=self._cache,
     )
 
   def plain_batches(
     self, kind: str, batch_size: int, stage: str
   ) -> pipeline.Pipeline:
-    """The same from the photos as they are, to measure or to look at."""
+    """Photos as they are, to measure or to look at.
+
+    They are few: every process makes whole batches.
+    """
     changes = {"augment": False, "crop": False, "moments": ()}
-    return self.batches(kind, batch_size, stage, **changes)
+    return self._batches(kind, batch_size, stage, None, **changes)
 
   def coverage(self) -> list[str]:
     """What was found, to be told when training begins."""
@@ -239,8 +259,13 @@ class Feed:
     return lines
 
   def take_broken(self, data: pipeline.Pipeline) -> str:
-    """Puts photos that could not be used into quarantine, and counts them."""
-    broken = data.broken_photos
+    """Puts photos that could not be used into quarantine, and counts them.
+
+    Each process has met those of its own rows: all must ask.
+    """
+    broken: dict[str, str] = {}
+    for met in cluster.texts_of_all(json.dumps(data.broken_photos)):
+      broken |= json.loads(met)
     if not broken:
       return ""
     self.quarantine.add(

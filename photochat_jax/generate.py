@@ -1,17 +1,20 @@
 """Words and photos out of a trained model, in batches of a fixed size.
 
+Where the parameters are divided among processes, all of them make the same
+calls and get the same answers.
+
 Axis legend: B rows, L prompt tokens, N tokens to write, X photos, m
 text-encoder slots.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from photochat_jax import decoding
+from photochat_jax import decoding, sharding
 from photochat_jax.data import dialogue, images, schema
 from photochat_jax.data.spec import DataSpec
 from photochat_jax.models.photochat import PhotoChat
@@ -81,6 +84,7 @@ class Generator:
     self._clip_tokenizer = clip_tokenizer
     self._latent_scale = latent_scale
     self._drawing = drawing_parts(params, ema or {})
+    self._mesh = sharding.mesh_of(params)
     self._rules = decoding.Rules.of(llm_tokenizer, spec.caption_tokens)
     self._photos: dict[str, np.ndarray] = {}
 
@@ -127,13 +131,25 @@ class Generator:
         self.spec,
         self.see,
       )
-      written = np.asarray(
-        self._write(
-          batch, np.arange(rows) >= len(chunk), temperature, seed, start
-        )
-      )
+      done = np.arange(rows) >= len(chunk)
+      written = self.run(self._write, batch, done, temperature, seed, start)
       replies.extend(self._parse(ids) for ids in written[: len(chunk)])
     return replies
+
+  def run(self, program: Callable[..., Any], batch: Any, *args) -> Any:
+    """Runs a program on the devices that hold the parameters.
+
+    Args:
+      program: called with the batch and `args`.
+      batch: tree of arrays with the rows first, the same on every process.
+      *args: passed on.
+
+    Returns:
+      The program's result in numpy arrays, whole on every process.
+    """
+    with sharding.on_mesh(self._mesh):
+      batch = sharding.place_rows(batch, self._mesh)
+      return sharding.to_host(program(batch, *args))
 
   def _write(self, batch, done, temperature, seed, first_row):
     """Token ids int32[B, N] for a padded batch; rows `done` stay empty."""
@@ -187,20 +203,25 @@ class Generator:
     for start in range(0, len(captions), rows):
       ids = np.stack([encode(c) for c in captions[start : start + rows]])
       some = np.asarray(seeds[start : start + rows], np.uint32)
-      spare = rows - len(ids)
-      drawn = draw(
-        self.model,
-        self._drawing,
-        np.pad(ids, ((0, spare), (0, 0)), "edge"),
-        encode(""),
-        np.pad(some, (0, spare)),
-        self._latent_scale,
-        self.settings.sampler_steps,
-        self.settings.guidance,
-        self.settings.sampler,
-      )
-      photos.append(np.asarray(drawn)[: len(ids)])
+      spare = (0, rows - len(ids))
+      batch = np.pad(ids, (spare, (0, 0)), "edge"), np.pad(some, spare)
+      photos.append(self.run(self._paint, batch)[: len(ids)])
     return np.concatenate(photos)
+
+  def _paint(self, batch):
+    """Photos uint8[X, H, W, 3] of (clip_tokens int32[X, m], seeds [X])."""
+    clip_tokens, seeds = batch
+    return draw(
+      self.model,
+      self._drawing,
+      clip_tokens,
+      self._clip_tokenizer.encode_padded(""),
+      seeds,
+      self._latent_scale,
+      self.settings.sampler_steps,
+      self.settings.guidance,
+      self.settings.sampler,
+    )
 
 
 def drawing_parts(

@@ -125,16 +125,19 @@ def _pretrained(
     )
 
   if run.pretrained.run:
-    return _of_run(run.pretrained.run, wanted, place)
+    return _of_run(run, wanted)
   params = inputs.read_folders(run, tokenizer, place=place)
   return partition.flatten(params), None
 
 
 def _of_run(
-  workdir: str, wanted: Mapping[str, Any], place: Any
+  run: RunConfig, wanted: Mapping[str, Any]
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """The newest weights of another run, averaged where they are."""
-  other = record.read(workdir)
+  workdir = run.pretrained.run
+  # On this run's mesh: that one's may have had more devices, and each process
+  # is to read what it will hold.
+  other = dataclasses.replace(record.read(workdir), mesh=run.mesh)
   state = inputs.read_weights(other, workdir, PhotoChat(other.model))
   found = partition.flatten({**state.params, **state.ema})
   faults = []
@@ -149,4 +152,5 @@ def _of_run(
       f"The weights of {workdir} do not fit this config: "
       f"{'; '.join(faults[:10])}{' ...' if faults[10:] else ''}."
     )
-  return {p: place(p, leaf) for p, leaf in found.items()}, state.latent_scale
+  loaded = {p: leaf.astype(wanted[p].dtype) for p, leaf in found.items()}
+  return loaded, state.latent_scale

@@ -5,6 +5,7 @@ same form.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from photochat_jax.data.quarantine import Quarantine
 from photochat_jax.data.spec import DataSpec
 from photochat_jax.models.photochat import Params, PhotoChat
 from photochat_jax.ops import partition
+from photochat_jax.runtime import cluster
 from photochat_jax.state import TrainState
 
 
@@ -67,12 +69,14 @@ def main_folder(
   """Reader and folder of the main data set.
 
   A synthetic set, which is in PhotoChat's layout, is written first, to
-  WORKDIR/data where the config names no folder.
+  WORKDIR/data where the config names no folder, by process 0 while the others
+  wait: all must ask.
   """
   data = run.data
   if data.source != "synthetic":
     return data.source, data.path
-  return "photochat", synthetic.generate(
+  make = functools.partial(
+    synthetic.generate,
     run.seed,
     data.num_train,
     data.num_dev,
@@ -81,6 +85,9 @@ def main_folder(
     data.image_size,
     data.told_share,
   )
+  cluster.by_first("write the synthetic data", make)
+  # The others find it; a machine with a disk of its own has it made there.
+  return "photochat", make()
 
 
 def read_split(

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import rich.console
 from etils import epath
-from rich import progress
 
-from photochat_jax.data import packing, records, schema, sources
+from photochat_jax.data import bars, packing, records, schema, sources
 from photochat_jax.data.quarantine import count_reasons
 from photochat_jax.data.spec import DataSpec, make_template
 from photochat_jax.inspection import counts, layout, page, table
@@ -88,16 +87,7 @@ def inspect(
   """
   make_template(spec, llm_tokenizer)  # Where it cannot, before the work.
   tools = _Remembering(llm_tokenizer), _Remembering(clip_tokenizer), spec
-  columns = (
-    progress.TextColumn("{task.description}"),
-    progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TimeRemainingColumn(),
-  )
-  with progress.Progress(
-    *columns, console=console, disable=console is None
-  ) as bar:
-    task = bar.add_task("reading", total=None)
+  with bars.Bar("reading", console=console, shown=console is not None) as bar:
     splits, covered, errors = _read(source, path)
     captioners = _captioners(path, caption_source)
     told = {
@@ -106,12 +96,11 @@ def inspect(
     }
     chosen = caption_source or _fullest(told)
     splits = {n: _caption(d, captioners[chosen]) for n, d in splits.items()}
-    bar.update(task, total=sum(map(len, splits.values())))
-    advance = functools.partial(bar.advance, task)
+    bar.start(sum(map(len, splits.values())))
     counted = {}
     for name, some in splits.items():
-      bar.update(task, description=f"counting {name}")
-      counted[name] = counts.Split(some, *tools, advance)
+      bar.advance(0, f"counting {name}")
+      counted[name] = counts.Split(some, *tools, bar.advance)
 
   shared = schema.shared_photos(splits)
   values = collections.defaultdict(list)

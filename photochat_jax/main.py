@@ -16,7 +16,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from photochat_jax import config as config_lib
-from photochat_jax import record, sharding
+from photochat_jax import record
+from photochat_jax.runtime import cluster
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -29,6 +30,23 @@ _WORKDIR = flags.DEFINE_string(
 )
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "evaluate", "chat"], "train also evaluates."
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  "coordinator_address",
+  None,
+  "HOST:PORT of process 0, for runs of several processes; a TPU pod, SLURM and "
+  "Open MPI need none of these three.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes the run has."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0."
+)
+_PROFILE = flags.DEFINE_bool(
+  "profile",
+  False,
+  "Trace the steps log.profile_steps of this start into WORKDIR/profile.",
 )
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
@@ -89,7 +107,11 @@ def main(argv: list[str]) -> None:
       raise config_lib.ConfigError("Give --config=FILE, one of configs/.")
     else:
       run = record.read(workdir)
-    sharding.start_distributed()
+    joined = cluster.start(
+      _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+    if joined and cluster.is_first():
+      sys.stderr.write(f"{joined}\n")
     _use_cache(run.compilation_cache)
     # Imported here so that a wrong flag is told at once.
     if mode == "chat":
@@ -103,7 +125,7 @@ def main(argv: list[str]) -> None:
       from photochat_jax.train import train
 
       record.write(run, workdir)
-      train(run, workdir)
+      train(run, workdir, _PROFILE.value)
     evaluate(run, workdir, started)
   except ValueError as error:
     # What this package raises itself is a sentence to the user.

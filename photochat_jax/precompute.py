@@ -8,7 +8,6 @@ encoded, threads decode the photos of the next.
 """
 
 import collections
-import contextlib
 import hashlib
 import itertools
 import os
@@ -19,15 +18,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from rich import progress
 
 from photochat_jax import record
 from photochat_jax.checkpoints import manager
 from photochat_jax.config import RunConfig
 from photochat_jax.data import (
+  bars,
   images,
   moments,
   moments_files,
@@ -144,14 +142,17 @@ def precompute(
     old = {*store.missing(mine), *store.changed(mine)}
     todo = {i: file for i, file in mine.items() if i in old}
     started = time.monotonic()
-    with _progress(kind, len(todo), host == 0) as advance:
+    with bars.Bar(f"Encoding {kind}", len(todo), shown=host == 0) as bar:
       batches = _load(encoder, todo, rows, broken)
       encode = _on_devices(encoder, params, devices, rows)
+      done = 0
       for batch, arrays in _one_late(encode, batches):
         for loaded, straight, mirrored in zip(batch, *arrays, strict=False):
           writer.add(loaded.id, loaded.facts, straight, mirrored)
-        advance(len(batch), len(broken))
-      advance(0, len(broken))
+        done += len(batch)
+        said = f"Encoding {kind}, {len(broken)} damaged"
+        bar.reach(done + len(broken), said)
+      bar.reach(len(todo), f"Encoding {kind}, {len(broken)} damaged")
   if broken and len(broken) == len(mine):
     raise moments.MomentsError(
       f"None of {len(mine)} photos can be used; {next(iter(broken.values()))}"
@@ -183,42 +184,20 @@ def read_part(run: RunConfig, workdir: str, kind: str) -> Params:
     CheckpointError: there is none, or it is damaged.
   """
   encoder = Encoder(PhotoChat(run.model), kind)
-  shapes = encoder.shapes()
   with manager.Checkpoints(workdir, model=run.as_dict()["model"]) as saved:
-    digests = saved.read_meta().get("digests") or {}
-    dtypes = saved.dtypes()
-    folder = saved.directory / str(saved.latest())
-  averaged = any(path.startswith(f"ema/{encoder.part}/") for path in dtypes)
-  tops = "ema" if averaged else "params", encoder.part
-  damaged = (
-    f"The checkpoint in {folder} is damaged; remove its folder to use the one "
-    "before it."
-  )
-  try:
+    step = saved.latest()
+    dtypes = saved.dtypes(step)
+    averaged = any(path.startswith(f"ema/{encoder.part}/") for path in dtypes)
+    top = f"{'ema' if averaged else 'params'}/{encoder.part}"
     leaves = {
-      path: jax.ShapeDtypeStruct(leaf.shape, dtypes["/".join((*tops, path))])
-      for path, leaf in shapes.items()
-    }
-    part = {tops[0]: {tops[1]: partition.unflatten(leaves)}}
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      found = checkpointer.restore(
-        folder / "weights",
-        args=ocp.args.PyTreeRestore(
-          item=part,
-          restore_args=jax.tree.map(lambda _: as_numpy, part),
-          partial_restore=True,
-        ),
+      f"{top}/{path}": jax.ShapeDtypeStruct(
+        leaf.shape, dtypes.get(f"{top}/{path}", leaf.dtype)
       )
-  except (ValueError, OSError, KeyError) as error:
-    raise manager.CheckpointError(damaged) from error
-  for path, array in partition.flatten(found).items():
-    # As the manager's digests are made.
-    content = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    if digests.get(path, content.hexdigest()) != content.hexdigest():
-      raise manager.CheckpointError(damaged)
-  return found[tops[0]]
+      for path, leaf in encoder.shapes().items()
+    }
+    found = saved.read_part(leaves, step)
+  (part,) = partition.unflatten(found).values()
+  return part
 
 
 def _on_devices(
@@ -302,30 +281,3 @@ def _load(
         batch = []
   if batch:
     yield batch
-
-
-@contextlib.contextmanager
-def _progress(
-  kind: str, total: int, shown: bool
-) -> Iterator[Callable[[int, int], None]]:
-  """A bar with the time left; gives a function (photos done, damaged)."""
-  columns = (
-    progress.TextColumn("{task.description}"),
-    progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TimeRemainingColumn(),
-  )
-  with progress.Progress(*columns, disable=not shown) as bar:
-    task = bar.add_task(f"Encoding {kind}", total=total)
-    seen = 0
-
-    def advance(count: int, broken: int) -> None:
-      nonlocal seen
-      seen += count
-      bar.update(
-        task,
-        completed=seen + broken,
-        description=f"Encoding {kind}, {broken} damaged",
-      )
-
-    yield advance

@@ -5,6 +5,7 @@ that a workdir can be talked to and evaluated without its config file, and
 years later explained.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -51,6 +52,8 @@ def commit() -> str | None:
 def write(run: config_lib.RunConfig, workdir: str) -> None:
   """Writes the record of a run that is about to start or go on.
 
+  All processes must call it; the first one writes.
+
   Args:
     run: its settings; other steps or losses than before are fine.
     workdir: its folder, made where it is not there.
@@ -60,7 +63,9 @@ def write(run: config_lib.RunConfig, workdir: str) -> None:
   """
   with manager.Checkpoints(workdir, model=run.as_dict()["model"]) as saved:
     if saved.latest() is not None:
-      saved.read_meta()
+      # Training goes on from the one before a damaged one.
+      with contextlib.suppress(manager.CheckpointDamaged):
+        saved.read_meta()
   if jax.process_index() != 0:
     return
   record = {

@@ -8,10 +8,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from photochat_jax import generate
+from photochat_jax import generate, sharding
 from photochat_jax.config import RunConfig, StageConfig
 from photochat_jax.models.photochat import Params, PhotoChat, to_uint8
 from photochat_jax.progress import Progress, sheet
+from photochat_jax.runtime import cluster
 from photochat_jax.state import TrainState
 
 
@@ -34,36 +35,39 @@ def write(
 ) -> None:
   """Writes a sheet to TensorBoard and `WORKDIR/samples/<step>/<stage>.png`.
 
+  Every process must ask; process 0 writes.
+
   Args:
     model: the model.
     run: the run's settings.
     stage: an autoencoder's sheet shows reconstructions, a generator's what it
       draws from the captions.
     state: the weights.
-    batch: of the kind that `kind_of` says.
+    batch: of the kind that `kind_of` says, whole on every process.
     empty_tokens: int32[m], the empty caption for the text encoder.
     workdir: the run's folder.
     progress: where TensorBoard is.
   """
   gold = batch["photos_out"][:, 0]
+  mesh = sharding.mesh_of(state.params)
   if kind_of(stage) == "photos":
-    made = _reconstruct(model, state.params, gold)
+    made = _reconstruct(model, state.params, sharding.place_rows(gold, mesh))
   else:
     made = generate.draw(
       model,
       generate.drawing_parts(state.params, state.ema),
-      batch["clip_tokens"][:, 0],
+      sharding.place_rows(batch["clip_tokens"][:, 0], mesh),
       empty_tokens,
-      np.arange(len(gold), dtype=np.uint32),
+      sharding.place_rows(np.arange(len(gold), dtype=np.uint32), mesh),
       state.latent_scale,
       run.eval.sampler_steps,
       run.eval.guidance,
       run.eval.sampler,
     )
   step = int(state.step)
-  photos = np.concatenate([gold, np.asarray(made)])
+  photos = np.concatenate([gold, sharding.to_host(made)])
   progress.photos(step, f"samples/{stage.name}", photos)
-  if jax.process_index() == 0:
+  if cluster.is_first():
     folder = workdir / "samples" / str(step)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{stage.name}.png").open("wb") as file:

@@ -5,12 +5,14 @@ The mesh has the axes `data` (the batch is divided, parameters are repeated),
 widths and the vocabulary are divided). XLA puts in the communication.
 """
 
+import contextlib
 import math
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from photochat_jax.ops import partition
@@ -41,30 +43,26 @@ RULES = (
 )
 
 
-def start_distributed() -> None:
-  """Joins the other processes where there are any to join.
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Lays devices out; one of the sizes may be -1 for what is left.
 
-  `jax.distributed.initialize` fails on a single machine, so it is called only
-  on a TPU pod, in a SLURM job of several tasks, or where the coordinator's
-  address is given by JAX_COORDINATOR_ADDRESS.
-  """
-  hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  if (
-    "," in hosts
-    or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
-    or "JAX_COORDINATOR_ADDRESS" in os.environ
-    or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-  ):
-    jax.distributed.initialize()
-
-
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """Lays all devices out; one of the sizes may be -1 for what is left.
+  Args:
+    data: size of the first axis.
+    fsdp: size of the second one.
+    tensor: size of the third one.
+    devices: all there are, of all processes, if not given.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
+    ValueError: if the sizes do not multiply to the number of devices, or `data`
+      is no multiple of the number of TPU slices.
   """
-  shape, count = [data, fsdp, tensor], jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  shape, count = [data, fsdp, tensor], len(devices)
   if shape.count(-1) == 1:
     known = math.prod(size for size in shape if size != -1)
     shape[shape.index(-1)] = count // known if known > 0 else 0
@@ -73,7 +71,40 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
       f"The mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit "
       f"{count} devices; the three must multiply to that, and one may be -1."
     )
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(
+    _lay_out(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+  )
+
+
+def _lay_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+  """Devices in the shape of a mesh, near ones beside each other.
+
+  `jax.make_mesh` refuses GPUs of several machines and TPUs of several slices,
+  and most of the ways to divide a TPU slice in two.
+  """
+  if devices[0].platform != "tpu":
+    order = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return np.asarray(order).reshape(shape)
+  split = {"allow_split_physical_axes": True}  # Only where it must be.
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, **split)
+  data, fsdp, tensor = shape
+  if data % slices:
+    raise ValueError(
+      f"The mesh's data={data} must be a multiple of the {slices} TPU slices, "
+      "which only a slow network joins: parameters are divided within a slice."
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    (data // slices, fsdp, tensor), (slices, 1, 1), devices, **split
+  )
+
+
+def mesh_of(params: Any) -> Mesh | None:
+  """The mesh that parameters lie on; None if they are not on one."""
+  leaf = next(iter(jax.tree.leaves(params)), None)
+  place = getattr(leaf, "sharding", None)
+  return place.mesh if isinstance(place, NamedSharding) else None
 
 
 def spec_of(
@@ -148,26 +179,118 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def batch_ways(mesh: Mesh) -> int:
+  """Ways in which the rows of a batch are divided."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> list[int]:
+  """The rows of a global batch that this process's devices hold.
+
+  Processes between which only `tensor` is divided hold the same rows.
+
+  Raises:
+    ValueError: the rows cannot be divided evenly.
+  """
+  ways = batch_ways(mesh)
+  if batch_size % ways:
+    raise ValueError(
+      f"A batch of {batch_size} rows cannot be divided over {ways} devices; "
+      "make the stage's batch_size a multiple of mesh.data x mesh.fsdp."
+    )
+  each = batch_size // ways
+  return [
+    row
+    for part in _parts_here(mesh)
+    for row in range(part * each, (part + 1) * each)
+  ]
+
+
+def _parts_here(mesh: Mesh) -> list[int]:
+  """Which of a batch's `batch_ways` parts this process's devices hold."""
+  groups = mesh.devices.reshape(batch_ways(mesh), -1)
+  here = jax.process_index()
+  return [
+    part
+    for part, group in enumerate(groups)
+    if any(device.process_index == here for device in group)
+  ]
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """Moves this process's rows of a batch to its devices.
 
   Args:
-    batch: arrays with the rows first, this process's share of the global
-      batch.
+    batch: arrays of the rows that `rows_here` names, in that order.
     mesh: of `make_mesh`.
 
   Raises:
     ValueError: if the global rows are not divided evenly.
   """
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  rows = len(next(iter(batch.values()))) * jax.process_count()
-  if rows % ways:
+  sharding, parts = batch_sharding(mesh), _parts_here(mesh)
+  count = len(next(iter(batch.values())))
+  if count % len(parts):
     raise ValueError(
-      f"A batch of {rows} rows cannot be divided over {ways} devices; make "
-      "the stage's batch_size a multiple of mesh.data x mesh.fsdp."
+      f"A batch of {count} rows cannot be divided over {len(parts)} devices; "
+      "make the stage's batch_size a multiple of mesh.data x mesh.fsdp."
     )
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, array)
-    for name, array in batch.items()
-  }
+  each = count // len(parts)
+  total = each * batch_ways(mesh)
+  # Where each part's rows begin in the arrays at hand.
+  first = {part * each: place * each for place, part in enumerate(parts)}
+
+  def place(array):
+    def rows(index):
+      start = first[index[0].start or 0]
+      return array[start : start + each]
+
+    shape = (total, *array.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, rows)
+
+  return {name: place(array) for name, array in batch.items()}
+
+
+def place_rows(batch: Any, mesh: Mesh | None) -> Any:
+  """Puts whole batches, the same on every process, on the devices.
+
+  Args:
+    batch: tree of arrays with the rows first.
+    mesh: where it goes; None, or a mesh of one device, leaves it alone.
+
+  Returns:
+    The tree; rows are divided where they divide evenly, else repeated.
+  """
+  if mesh is None or mesh.size == 1:
+    return batch
+  repeated = NamedSharding(mesh, PartitionSpec())
+
+  def place(array):
+    array = np.asarray(array)
+    divides = array.ndim and not len(array) % batch_ways(mesh)
+    return jax.make_array_from_callback(
+      array.shape,
+      batch_sharding(mesh) if divides else repeated,
+      lambda index: array[index],
+    )
+
+  return jax.tree.map(place, batch)
+
+
+def to_host(tree: Any) -> Any:
+  """Numpy arrays of a tree, whole on every process; all processes must ask."""
+
+  def fetch(leaf):
+    if isinstance(leaf, jax.Array) and not (
+      leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+      return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+  return jax.tree.map(fetch, tree)
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+  """`jax.set_mesh`, where there is a mesh of several devices."""
+  if mesh is None or mesh.size == 1:
+    return contextlib.nullcontext()
+  return jax.set_mesh(mesh)

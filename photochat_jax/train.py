@@ -22,6 +22,8 @@ from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.progress import Progress, parameter_table
 from photochat_jax.runtime.health import Health
 from photochat_jax.runtime.interrupt import StopRequest
+from photochat_jax.runtime.meters import Meters
+from photochat_jax.runtime.profiling import Profiler
 from photochat_jax.runtime.watchdog import Watchdog
 from photochat_jax.state import TrainState
 from photochat_jax.trainer import Trainer
@@ -51,12 +53,15 @@ def plan_stages(
   return legs, skipped
 
 
-def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
+def train(
+  run: RunConfig, workdir: epath.PathLike, profile: bool = False
+) -> TrainState:
   """Trains all stages, going on from the newest checkpoint if there is one.
 
   Args:
     run: the run's settings.
     workdir: its folder.
+    profile: trace the steps `log.profile_steps` of this start.
 
   Returns:
     The last state.
@@ -88,7 +93,7 @@ def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
     Watchdog(workdir, run.health.stuck_after) as watchdog,
   ):
     model = PhotoChat(run.model)
-    health = Health(run.health, workdir)
+    health, meters = Health(run.health, workdir), Meters(run, mesh)
 
     def leg_at(step: int) -> Leg:
       return next((leg for leg in legs if step < leg.end), legs[-1])
@@ -102,9 +107,15 @@ def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
       state = initial.init_state(run, model, mesh, legs[0], llm_tokenizer)
     else:
       state, step, damaged = found
-      health.restore(checkpoints.read_meta(step)["health"])
+      meta = checkpoints.read_meta(step)
+      health.restore(meta["health"])
+      meters.restore(meta["meters"])
     data.open_moments(state.params)
-    with Progress(workdir, legs[-1].end, step) as progress:
+    traced = run.log.profile_steps if profile else None
+    with (
+      Progress(workdir, legs[-1].end, step) as progress,
+      Profiler(workdir, traced, progress.message) as profiler,
+    ):
       for line in (*damaged, *data.coverage(), *skipped):
         progress.message(line)
       if found is None:
@@ -124,6 +135,8 @@ def train(run: RunConfig, workdir: epath.PathLike) -> TrainState:
         health=health,
         stop=stop,
         watchdog=watchdog,
+        meters=meters,
+        profiler=profiler,
       )
       legs = [leg for leg in legs if step < leg.end]
       # All before the first stage, so that what is wrong is told at once.

@@ -6,8 +6,10 @@ alone. The loop never waits for the device but for metrics that are some steps
 old.
 """
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,6 +36,8 @@ from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.progress import Progress
 from photochat_jax.runtime.health import GoBack, Health
 from photochat_jax.runtime.interrupt import Interrupted, StopRequest
+from photochat_jax.runtime.meters import Meters
+from photochat_jax.runtime.profiling import Profiler
 from photochat_jax.runtime.watchdog import Watchdog
 from photochat_jax.state import TrainState
 
@@ -54,6 +58,9 @@ class Trainer:
   health: Health
   stop: StopRequest
   watchdog: Watchdog
+  meters: Meters
+  profiler: Profiler
+  made: int = 0  # Steps of this process, for the profiler.
 
   @functools.cached_property
   def vocabulary_map(self) -> Any:
@@ -137,32 +144,47 @@ class Trainer:
       Interrupted: the run was asked to stop; the state is saved.
     """
     run, stage = self.run, leg.stage
-    step, pending = int(state.step), None
+    step, pending, metrics = int(state.step), None, None
     dev_loss = self.dev_loss(leg)
-    for batch in data.batches(step - leg.start, leg.end - step):
+    self.meters.begin(stage)
+    batches = data.batches(step - leg.start, leg.end - step)
+    for batch in self.meters.batches(batches):
       names = functools.partial(data.names, step - leg.start)
       step += 1
-      if step in self.health.left_out:
+      self.made += 1
+      self.profiler.step(self.made, metrics)
+      left_out = step in self.health.left_out
+      if left_out:
         state = _leave_out(state)
       else:
         state, metrics = step_fn(state, sharding.shard_batch(batch, self.mesh))
         self.health.watch(step, metrics, names)
-        if step % run.log.every_steps == 0 or step == leg.end:
-          # One report late, so that the device need not be waited for.
-          _report(self.progress, pending, stage.name)
-          pending = (step, metrics)
+      self.meters.step_done(counts=not left_out)
+      if not left_out and (
+        step % run.log.every_steps == 0 or step == leg.end
+      ):
+        # One report late, so that the device need not be waited for.
+        self.progress.perf(step, self.meters.take())
+        _report(self.progress, pending, stage.name)
+        pending = (step, metrics)
       self.watchdog.beat(step)
       if step == leg.end:
         break
       dev = None
-      if run.log.dev_every and step % run.log.dev_every == 0:
-        dev = dev_loss(state)
+      if dev_loss and step % run.log.dev_every == 0:
+        with self.paused(metrics):
+          dev = dev_loss(state)
         self.progress.write(step, dev, stage.name)
       if run.log.sample_every and step % run.log.sample_every == 0:
-        self.sample(stage, state)
+        with self.paused(metrics):
+          self.sample(stage, state)
       code = self.stop.agreed(step)
       if code or step % run.checkpoint.every_steps == 0:
-        self.save(step, stage, state, dev)
+        # What is saved is reported: a resumed run goes on after it.
+        _report(self.progress, pending, stage.name)
+        pending = None
+        with self.paused(metrics):
+          self.save(step, stage, state, dev)
       if code:
         self.checkpoints.wait()
         self.progress.message(
@@ -174,6 +196,12 @@ class Trainer:
     _report(self.progress, pending, stage.name)
     return state
 
+  @contextlib.contextmanager
+  def paused(self, metrics: Any) -> Iterator[None]:
+    """For what is no training; `metrics` are the last step's."""
+    with self.meters.paused(metrics), self.watchdog.paused():
+      yield
+
   def save(
     self,
     step: int,
@@ -182,7 +210,11 @@ class Trainer:
     metrics: dict[str, float] | None = None,
   ) -> None:
     """Begins to write a checkpoint."""
-    meta = {"stage": stage.name, "health": self.health.state()}
+    meta = {
+      "stage": stage.name,
+      "health": self.health.state(),
+      "meters": self.meters.state(),
+    }
     self.checkpoints.save(step, state, meta, metrics)
 
   def dev_loss(self, leg: Leg) -> validation.DevLoss | None:
@@ -213,6 +245,8 @@ class Trainer:
     where = (self.run, self.model, self.mesh, leg)
     self.checkpoints.delete_after(step or 0)
     self.progress.rewind(step or 0)
+    meta = {} if step is None else self.checkpoints.read_meta(step)
+    self.meters.restore(meta.get("meters"))
     if step is None:
       return initial.init_state(*where, self.llm_tokenizer)
     return self.checkpoints.restore(initial.abstract_state(*where), step)

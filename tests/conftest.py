@@ -25,3 +25,12 @@ hypothesis.settings.register_profile(
   print_blob=True,
 )
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--kills",
+    type=int,
+    default=5,
+    help="how often test_killed.py kills the trainer",
+  )

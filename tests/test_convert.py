@@ -20,13 +20,11 @@ from photochat_jax import (
   export,
   initial,
   inputs,
-  optim,
   record,
   sharding,
-  train_step,
 )
 from photochat_jax.checkpoints import files, manager, pretrained
-from photochat_jax.data import pipeline
+from photochat_jax.compiled.step import abstract_step
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.ops import partition
 
@@ -316,40 +314,8 @@ def test_the_paper_config_without_weights_has_the_published_sizes():
 def trace_paper_step(argument):
   """The paper's step, traced without weights, data or tokenizer."""
   run = config_lib.build(photochat_config().get_config(argument))
-  model, stage = PhotoChat(run.model), run.stages[0]
-  mesh = sharding.make_mesh()
-  leg = initial.Leg(0, stage, 0, stage.steps)
-  state = initial.abstract_state(run, model, mesh, leg)
-  spec = inputs.data_spec(run, stage.batch_size)
-  slots = run.model.text.max_position_embeddings
-  batch = {
-    name: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)
-    for name, (shape, dtype) in pipeline.element_spec(
-      spec, stage.data, slots
-    ).items()
-  }
-  entries = 2 * run.model.language.vocab_size
-  numbers = jax.ShapeDtypeStruct((entries,), np.int32)
-  weights = jax.ShapeDtypeStruct((entries,), np.float32)
-  vocabulary_map = {
-    name: {"rows": numbers, "cols": numbers, "weights": weights}
-    for name in ("static", "final", "internal")
-  } | {"specials": jax.ShapeDtypeStruct((3,), np.int32)}
-  trainable, _ = optim.split(state.params, stage.trainable)
-
-  def step(state, batch, vocabulary_map):
-    return train_step.make_train_step(
-      model,
-      run,
-      0,
-      0,
-      optim.make_optimizer(run.optim, run.health, stage, trainable),
-      np.zeros(slots, np.int32),
-      vocabulary_map,
-      mesh=mesh,
-    )(state, batch)
-
-  return jax.jit(step).trace(state, batch, vocabulary_map), state
+  step = abstract_step(run, sharding.make_mesh())
+  return step.function.trace(*step.arguments), step.state
 
 
 @pytest.mark.parametrize("argument", ["", "generator=sd15,perceiver=linear"])

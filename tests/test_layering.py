@@ -10,7 +10,16 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "photochat_jax"
 
 FOLDERS = ("ops.", "models.", "diffusion.", "data.", "metrics.", "checkpoints.")
-SHARED = (*FOLDERS, "config", "state", "sharding", "losses", "progress")
+SHARED = (
+  *FOLDERS,
+  "config",
+  "config_check",
+  "state",
+  "sharding",
+  "losses",
+  "progress",
+  "runtime.",
+)
 
 # (modules, what of ours they may import); the first row that fits a module
 # counts. A name ending in '.' stands for a whole folder.
@@ -24,13 +33,15 @@ LAYERS = (
   ("metrics.", ("metrics.", "ops.")),
   ("checkpoints.", ("checkpoints.", "models.", "diffusion.", "ops.")),
   # What every run is made of.
-  ("config_check", ("diffusion.",)),
+  ("config_check", ("diffusion.", "ops.")),
   ("config", ("models.", "diffusion.", "config_check")),
   ("state", ("ops.",)),
   ("optim", ("ops.", "config")),
   ("sharding", ("ops.", "config")),
   ("losses", ("ops.", "models.", "diffusion.", "config")),
   ("progress", ("ops.",)),
+  # What a process does around the step; it counts FLOPs by models' settings.
+  ("runtime.", ("runtime.", "models.", "config")),
   ("record", ("config", "checkpoints.")),
   ("inputs", SHARED),
   ("convert", (*SHARED, "inputs", "record")),
@@ -48,25 +59,30 @@ LAYERS = (
   ),
   # Training, which needs no data and no tokenizer inside the step.
   ("captions", ("ops.", "models.", "config")),
+  ("objective", ("models.", "config", "losses", "captions")),
   (
     "train_step",
-    ("ops.", "models.", "config", "state", "optim", "losses", "captions"),
+    ("ops.", "models.", "config", "state", "optim", "captions", "objective"),
   ),
   ("samples", (*SHARED, "generate")),
   ("initial", (*SHARED, "optim", "inputs", "record")),
+  ("validation", (*SHARED, "captions", "objective", "initial")),
+  ("latents", SHARED),
   (
-    "train",
+    "trainer",
     (
       *SHARED,
       "optim",
+      "objective",
       "train_step",
-      "inputs",
+      "validation",
+      "latents",
       "samples",
       "initial",
       "feed",
-      "evaluate",
     ),
   ),
+  ("train", (*SHARED, "inputs", "initial", "feed", "trainer")),
   # What tools/ start.
   ("encoders", ("ops.", "models.", "data.", "config")),
   ("precompute", (*SHARED, "record", "encoders")),
@@ -76,6 +92,11 @@ LAYERS = (
   ("inspection.", ("inspection.", "data.")),
   ("inspect_data", ("inspection.", "data.")),
   ("feed", (*SHARED, "inputs", "encoders")),
+  # What the compiler says of the step, without the devices.
+  (
+    "compiled.",
+    (*SHARED, "compiled.", "optim", "train_step", "inputs", "initial"),
+  ),
   ("main", ("",)),
 )
 
@@ -166,7 +187,7 @@ def test_a_wrong_arrow_is_found(module, source, wrong):
     ("models.photochat", "from photochat_jax.diffusion import schedule"),
     ("models.vit", "from photochat_jax.ops.attention import attention"),
     ("data.pipeline", "from photochat_jax.data import images"),
-    ("train", "from photochat_jax.evaluate import evaluate"),
+    ("trainer", "from photochat_jax.train_step import make_train_step"),
     ("ops.rope", "import jax, numpy"),
   ],
 )

@@ -16,6 +16,7 @@ from photochat_jax import evaluate, inputs, train
 from photochat_jax.checkpoints.manager import Checkpoints
 from photochat_jax.config import ConfigError
 from photochat_jax.progress import Progress
+from photochat_jax.runtime import interrupt
 from photochat_jax.state import digest
 
 SAMPLE = pathlib.Path(__file__).parent / "data" / "photochat_sample"
@@ -115,7 +116,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
       signal.raise_signal(signal.SIGINT)
 
   monkeypatch.setattr(Progress, "write", stop_soon)
-  with pytest.raises(train.Interrupted) as stopped:
+  with pytest.raises(interrupt.Interrupted) as stopped:
     train.train(run, tmp_path)
   assert stopped.value.code == 130
   assert "goes on from there" in capsys.readouterr().err

@@ -4,13 +4,20 @@ A checkpoint `WORKDIR/checkpoints/<step>/` has three items: `weights` (all of
 the state but the optimiser), `optimizer`, and `meta` (JSON). Both array items
 are plain nested dicts of arrays by name, so that reading one needs neither the
 classes of this package nor optax, and inference does not read the optimiser.
-`meta` holds a digest of every array, because Orbax restores a file with a
-flipped bit without a word.
+`meta` holds a digest of every array (`digests`) and a checksum of itself,
+because Orbax restores a file with a flipped bit without a word. So a damaged
+checkpoint is never used: `restore` names what is wrong with it, and
+`restore_newest` goes on from the one before it.
+
+Items are read by Orbax's handlers and not by its manager, which lets all
+processes wait for each other where only one of them fails. Here they agree
+first.
 """
 
 import contextlib
-import hashlib
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,52 +26,23 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from photochat_jax.checkpoints import checks, digests, retention
+from photochat_jax.checkpoints.checks import CheckpointDamaged, CheckpointError
 from photochat_jax.ops import partition
 
 _OPTIMIZER = "opt_state"
-
-
-class CheckpointError(ValueError):
-  """A checkpoint which cannot be used; the message is one sentence."""
-
-
-def first_difference(
-  saved: Any, wanted: Any, path: str = "model"
-) -> tuple[str, Any, Any] | None:
-  """Returns (path, saved value, wanted value) where two settings differ.
-
-  Args:
-    saved: nested dicts of settings.
-    wanted: others.
-    path: the name of the top.
-
-  Returns:
-    The first differing field in the order of the names, or None.
-  """
-  if isinstance(saved, dict) and isinstance(wanted, dict):
-    for name in sorted({*saved, *wanted}):
-      found = first_difference(
-        saved.get(name), wanted.get(name), f"{path}.{name}"
-      )
-      if found:
-        return found
-    return None
-  if isinstance(saved, list | tuple) and isinstance(wanted, list | tuple):
-    saved, wanted = _as_lists(saved), _as_lists(wanted)
-  return None if saved == wanted else (path, saved, wanted)
-
-
-def _as_lists(value: Any) -> Any:
-  if isinstance(value, list | tuple):
-    return [_as_lists(item) for item in value]
-  return value
 
 
 class Checkpoints:
   """The checkpoints under one workdir."""
 
   def __init__(
-    self, workdir: str, keep: int = 2, model: dict[str, Any] | None = None
+    self,
+    workdir: str,
+    keep: int = 2,
+    model: dict[str, Any] | None = None,
+    keep_best: int = 0,
+    best_metric: str = "dev/loss",
   ):
     """Opens the folder, making it where it is not there.
 
@@ -73,19 +51,32 @@ class Checkpoints:
       keep: how many of the newest checkpoints are kept.
       model: the settings which fix the parameters' shapes and meaning. They
         are saved with each checkpoint and must be equal on restoring.
+      keep_best: how many are kept beside those because they are the best.
+      best_metric: by which metric; lower is better. A checkpoint saved without
+        it, or with one that is not finite, is none of the best.
     """
     self.directory = epath.Path(workdir).resolve() / "checkpoints"
     self._model = model
-    policy = ocp.checkpoint_managers.LatestN(keep)
+    self._best_metric = best_metric
+    self._values: dict[int, float] = {}
+    self._handler = ocp.StandardCheckpointHandler()
+    policies = ocp.checkpoint_managers
+    policy = policies.AnyPreservationPolicy(
+      [policies.LatestN(keep), retention.Best(keep_best, self._values)]
+    )
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(preservation_policy=policy),
       item_handlers={
-        "weights": ocp.StandardCheckpointHandler(),
+        "weights": self._handler,
         "optimizer": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
       },
     )
+    for step in self.steps() if keep_best else ():
+      # A damaged one matters when it is to be restored.
+      with contextlib.suppress(CheckpointError):
+        self._note(step, self._read_meta(step).get("metrics"))
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -101,14 +92,25 @@ class Checkpoints:
     """Returns the newest saved step, or None."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: Any, meta: dict[str, Any]) -> bool:
+  def save(
+    self,
+    step: int,
+    state: Any,
+    meta: dict[str, Any],
+    metrics: Mapping[str, float] | None = None,
+  ) -> bool:
     """Starts writing a checkpoint; the state may be donated afterwards.
+
+    It returns when the state is on the host. For that the step that makes it
+    must be done; its digests, made where it lies in one pass over it, are
+    asked for first and cost no more than that pass.
 
     Args:
       step: the state's step; a step which is already saved is left alone.
       state: a pytree of arrays; its part `opt_state` goes to an item of its
         own.
       meta: what else is to be known on resuming, as JSON types.
+      metrics: what tells whether it is one of the best.
 
     Returns:
       Whether it was saved.
@@ -120,30 +122,41 @@ class Checkpoints:
     if optimizer:
       tree = partition.unflatten(optimizer)
       items["optimizer"] = ocp.args.StandardSave(tree)
+    metrics = {name: float(x) for name, x in (metrics or {}).items()}
     meta = {
       **meta,
       "model": self._model,
+      "metrics": metrics,
       "has_optimizer": bool(optimizer),
-      "digests": _digests({**weights, **optimizer}),
+      "digests": digests.compute({**weights, **optimizer}),
     }
+    meta = json.loads(json.dumps(meta))  # As it will be read.
+    meta["checksum"] = checks.checksum(meta)
     items["meta"] = ocp.args.JsonSave(meta)
+    self._note(step, metrics)
     return self._manager.save(step, args=ocp.args.Composite(**items))
 
   def read_meta(self, step: int | None = None) -> dict[str, Any]:
-    """Returns the `meta` of a step, of the newest one without a step."""
+    """Returns the `meta` of a step, of the newest one without a step.
+
+    Raises:
+      CheckpointDamaged: it is not what was saved.
+      CheckpointError: there is none, or it is of another config.
+    """
     step = self._step(step)
-    meta = dict(self._read(step, "meta", ocp.args.JsonRestore()))
-    self._check_model(step, meta)
+    meta = self._read_meta(step)
+    self._checks(step).model(meta["model"], self._model)
     return meta
 
   def dtypes(self, step: int | None = None) -> dict[str, Any]:
     """Returns the dtype of every saved weight of a step, by its path."""
     step = self._step(step)
-    with self._reading(step):
-      saved = dict(self._manager.item_metadata(step).get("weights") or {})
-    return {path: leaf.dtype for path, leaf in partition.flatten(saved).items()}
+    saved = self._saved(step, "weights", self._read_meta(step))
+    return {path: leaf.dtype for path, leaf in saved.items()}
 
-  def restore(self, abstract: Any, step: int | None = None) -> Any:
+  def restore(
+    self, abstract: Any, step: int | None = None, cast: bool = False
+  ) -> Any:
     """Reads a state.
 
     Args:
@@ -151,46 +164,149 @@ class Checkpoints:
         shardings) or arrays. Where its `opt_state` has no leaf the optimiser
         is not read.
       step: which checkpoint; the newest without.
+      cast: whether numbers saved with another precision are rounded to the
+        one that is wanted, after they were checked.
 
     Returns:
       A pytree of arrays of the same structure.
 
     Raises:
+      CheckpointDamaged: the values are not those that were saved.
       CheckpointError: if there is none, it was saved by a run with other model
-        settings, a leaf is missing, extra, or of another shape or dtype, or
-        the values are not those that were saved.
+        settings, a leaf is missing, extra, or of another shape or dtype.
     """
     step = self._step(step)
-    digests = self.read_meta(step).get("digests") or {}
     weights, optimizer = _items(abstract)
     wanted = {"weights": weights}
     if optimizer:
       wanted["optimizer"] = optimizer
-    with self._reading(step):
-      metadata = self._manager.item_metadata(step)
-      saved = {item: dict(metadata.get(item) or {}) for item in wanted}
-    found = {}
-    for item, leaves in wanted.items():
-      self._check_leaves(step, partition.flatten(saved[item]), leaves)
-    for item, leaves in wanted.items():
-      tree = ocp.args.StandardRestore(partition.unflatten(leaves))
-      found.update(partition.flatten(self._read(step, item, tree)))
-    changed = [
-      path
-      for path, digest in _digests(found).items()
-      if digests.get(path, digest) != digest
-    ]
-    if changed:
-      raise CheckpointError(
-        f"The checkpoint of step {step} in {self.directory} is damaged: "
-        f"{', '.join(changed[:10])} are not what was saved; remove its folder "
-        "to go on from the one before it."
-      )
+    found: dict[str, Any] = {}
+    check = self._checks(step)
+    with check.agreed():
+      meta = self.read_meta(step)
+      saved = {item: self._saved(step, item, meta) for item in wanted}
+      for item, leaves in wanted.items():
+        check.leaves(saved[item], leaves, cast)
+      for item, leaves in wanted.items():
+        tree = partition.unflatten(
+          {
+            path: jax.ShapeDtypeStruct(
+              leaf.shape,
+              saved[item][path].dtype,
+              sharding=getattr(leaf, "sharding", None),
+            )
+            for path, leaf in leaves.items()
+          }
+        )
+        with check.reading():
+          read = self._handler.restore(
+            self._folder(step, item), args=ocp.args.StandardRestore(tree)
+          )
+        found.update(partition.flatten(read))
+    check.digests(meta["digests"], digests.compute(found))
     paths, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    cast_leaves = 0
+    leaves = []
+    for path, leaf in paths:
+      array = found.pop(partition.path_of(path))
+      if array.dtype != leaf.dtype:
+        array = array.astype(leaf.dtype)
+        cast_leaves += 1
+      leaves.append(array)
+    if cast_leaves:
+      logging.info("%d arrays of step %d were cast.", cast_leaves, step)
     logging.info("Restored step %d from %s.", step, self.directory)
-    return jax.tree_util.tree_unflatten(
-      structure, [found[partition.path_of(path)] for path, _ in paths]
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+  def restore_newest(
+    self, abstract_of: Callable[[int], Any], cast: bool = False
+  ) -> tuple[Any, int, list[str]] | None:
+    """Reads the newest state that is not damaged.
+
+    The folders of damaged ones are renamed to `<step>.damaged`, so that their
+    steps can be saved again and nothing is lost.
+
+    Args:
+      abstract_of: gives what `restore` wants for a step.
+      cast: as `restore` takes it.
+
+    Returns:
+      The state, its step, and a sentence on each newer checkpoint that is
+      damaged; None if there is no checkpoint at all.
+
+    Raises:
+      CheckpointDamaged: all are damaged; none is renamed.
+      CheckpointError: one cannot be used for another reason.
+    """
+    damaged = {}
+    for step in reversed(self.steps()):
+      try:
+        state = self.restore(abstract_of(step), step, cast)
+      except CheckpointDamaged as error:
+        logging.error("%s", error)
+        damaged[step] = error.what
+        continue
+      names = retention.put_aside(self.directory, list(damaged))
+      if damaged:
+        self._manager.reload()
+      sentences = [
+        f"The checkpoint of step {bad} in {self.directory} is damaged: {what}; "
+        f"it is kept as {name}, and the run goes on from step {step}."
+        for (bad, what), name in zip(damaged.items(), names, strict=True)
+      ]
+      return state, step, sentences
+    if not damaged:
+      return None
+    what = "; ".join(f"step {bad}, {what}" for bad, what in damaged.items())
+    raise CheckpointDamaged(
+      f"Every checkpoint in {self.directory} is damaged ({what}); put a sound "
+      "one there, or use another --workdir.",
+      what,
     )
+
+  def read_part(
+    self, leaves: Mapping[str, Any], step: int | None = None
+  ) -> dict[str, np.ndarray]:
+    """Reads some of the weights and nothing else.
+
+    Args:
+      leaves: `{path: jax.ShapeDtypeStruct}`, of those that are wanted.
+      step: which checkpoint; the newest without.
+
+    Returns:
+      Numpy arrays by their paths.
+
+    Raises:
+      CheckpointDamaged, CheckpointError: as `restore` does.
+    """
+    step = self._step(step)
+    check = self._checks(step)
+    meta = self.read_meta(step)
+    saved = self._saved(step, "weights", meta)
+    saved = {path: leaf for path, leaf in saved.items() if path in leaves}
+    check.leaves(saved, leaves, cast=False)
+    part = partition.unflatten(leaves)
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    with check.reading():
+      read = ocp.PyTreeCheckpointHandler().restore(
+        self._folder(step, "weights"),
+        args=ocp.args.PyTreeRestore(
+          item=part,
+          restore_args=jax.tree.map(lambda _: as_numpy, part),
+          partial_restore=True,
+        ),
+      )
+    found = partition.flatten(read)
+    check.digests(meta["digests"], digests.compute(found))
+    return found
+
+  def delete_after(self, step: int) -> None:
+    """Removes the checkpoints of all later steps, to go back to this one."""
+    self.wait()
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+        self._values.pop(later, None)
 
   def wait(self) -> None:
     """Returns when every checkpoint begun is whole on disk."""
@@ -214,58 +330,38 @@ class Checkpoints:
       )
     return steps[-1] if step is None else step
 
-  def _read(self, step: int, item: str, args: Any) -> Any:
-    composite = ocp.args.Composite(**{item: args})
-    with self._reading(step):
-      return self._manager.restore(step, args=composite)[item]
+  def _folder(self, step: int, item: str) -> epath.Path:
+    return self.directory / str(step) / item
 
-  @contextlib.contextmanager
-  def _reading(self, step: int) -> Iterator[None]:
-    """Turns what Orbax raises over a broken file into one sentence."""
-    try:
-      yield
-    except (ValueError, OSError, KeyError) as error:
-      raise CheckpointError(
-        f"The checkpoint of step {step} in {self.directory} is damaged; remove "
-        "its folder to go on from the one before it."
-      ) from error
+  def _note(self, step: int, metrics: Any) -> None:
+    value = (metrics or {}).get(self._best_metric, math.nan)
+    if math.isfinite(value):
+      self._values[step] = value
 
-  def _check_model(self, step: int, meta: dict[str, Any]) -> None:
-    saved = meta.get("model")
-    if saved is None or self._model is None:
-      return
-    found = first_difference(saved, self._model)
-    if found:
-      name, old, new = found
-      raise CheckpointError(
-        f"The checkpoint of step {step} in {self.directory} is of another "
-        f"config: {name} is {old!r} there and {new!r} here; use that config, "
-        "or another --workdir."
-      )
+  def _checks(self, step: int) -> checks.Checks:
+    return checks.Checks(step, self.directory)
 
-  def _check_leaves(
-    self, step: int, saved: dict[str, Any], wanted: dict[str, Any]
-  ) -> None:
-    """Raises a CheckpointError which names every leaf that does not fit."""
-    faults = [f"{path} is missing" for path in wanted if path not in saved]
-    faults += [f"{path} is not wanted" for path in saved if path not in wanted]
-    for path, leaf in wanted.items():
-      if path not in saved:
-        continue
-      old, new = saved[path], leaf
-      # Orbax casts a dtype silently; here that is a fault like a shape.
-      if tuple(old.shape) != tuple(new.shape) or old.dtype != new.dtype:
-        faults.append(
-          f"{path} is {old.dtype}{list(old.shape)} there and "
-          f"{new.dtype}{list(new.shape)} here"
-        )
-    if faults:
-      shown = "; ".join(faults[:10])
-      more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-      raise CheckpointError(
-        f"The checkpoint of step {step} in {self.directory} does not fit: "
-        f"{shown}{more}."
-      )
+  def _read_meta(self, step: int) -> dict[str, Any]:
+    check = self._checks(step)
+    with check.reading():
+      text = (self._folder(step, "meta") / "metadata").read_text()
+    return check.meta(text)
+
+  def _saved(
+    self, step: int, item: str, meta: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """Shape and dtype of each array of an item, by its path."""
+    if item == "optimizer" and not meta["has_optimizer"]:
+      return {}
+    check = self._checks(step)
+    with check.reading():
+      metadata = self._handler.metadata(self._folder(step, item))
+      saved = partition.flatten(dict(metadata.tree))
+      forms = {path: digests.form(leaf) for path, leaf in saved.items()}
+    for path, form in forms.items():
+      if not meta["digests"].get(path, "").startswith(f"{form}:"):
+        raise check.damaged(f"the form of {path} is not what was saved")
+    return saved
 
 
 def _items(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -278,19 +374,3 @@ def _items(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
   }
   weights = {p: leaf for p, leaf in leaves.items() if p not in optimizer}
   return weights, optimizer
-
-
-def _digests(leaves: dict[str, Any]) -> dict[str, str]:
-  """SHA-256 of each array's dtype, shape and bytes, by its path.
-
-  Arrays that this process holds only in part are left out.
-  """
-  digests = {}
-  for path, leaf in leaves.items():
-    if not getattr(leaf, "is_fully_addressable", True):
-      continue
-    array = np.ascontiguousarray(leaf)
-    content = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-    content.update(array.view(np.uint8).data if array.ndim else array.tobytes())
-    digests[path] = content.hexdigest()
-  return digests

@@ -8,9 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import rich.console
-from rich import progress, text
 
-from photochat_jax.data import fetch, fetch_report, photo_store, schema, sources
+from photochat_jax.data import (
+  bars,
+  fetch,
+  fetch_report,
+  photo_store,
+  schema,
+  sources,
+)
 from photochat_jax.data.fetch_rules import Limits
 from photochat_jax.data.photo_store import OK, Row
 
@@ -24,42 +30,6 @@ SOURCES = {
   "dialogcc": (False, Limits()),
 }
 SOURCES["photochat_plus"] = SOURCES["photochat"]
-
-
-class _Speed(progress.ProgressColumn):
-  """Photos a second."""
-
-  def render(self, task: progress.Task) -> text.Text:
-    """Draws it; nothing before it is known."""
-    return text.Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-
-class _Bar:
-  """Shows how far a run is."""
-
-  def __init__(self, console: rich.console.Console):
-    self.progress = progress.Progress(
-      progress.BarColumn(),
-      progress.MofNCompleteColumn(),
-      progress.TextColumn("{task.description}"),
-      _Speed(),
-      progress.TimeRemainingColumn(),
-      console=console,
-    )
-    self._task = self.progress.add_task("photos", total=None)
-    self._came = self._bytes = 0
-
-  def start(self, count: int) -> None:
-    """Says how many photos will be asked for."""
-    self.progress.update(self._task, total=count)
-
-  def row(self, row: Row) -> None:
-    """Counts a photo that came or failed."""
-    if row.status == OK:
-      self._came += 1
-      self._bytes += row.bytes
-    said = f"photos, {self._came:,} came ({self._bytes / 2**20:,.0f} MiB)"
-    self.progress.update(self._task, advance=1, description=said)
 
 
 def _read(
@@ -107,8 +77,15 @@ def fetch_dataset(
   by_id, _ = SOURCES[source]
   dialogues, left_out = _read(source, path, splits)
   wanted = fetch.addresses(dialogues, by_id)
-  bar = _Bar(console)
-  with bar.progress:
+  with bars.Bar("photos", console=console) as bar:
+    came = size = 0
+
+    def count(row: Row) -> None:
+      nonlocal came, size
+      came += row.status == OK
+      size += row.bytes if row.status == OK else 0
+      bar.advance(1, f"photos, {came:,} came ({size / 2**20:,.0f} MiB)")
+
     result = fetch.fetch(
       path,
       wanted,
@@ -116,7 +93,7 @@ def fetch_dataset(
       retry=retry,
       check=check,
       on_start=bar.start,
-      on_row=bar.row,
+      on_row=count,
       **injected,
     )
   report = fetch_report.coverage(source, dialogues, result, left_out)

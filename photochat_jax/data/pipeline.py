@@ -85,7 +85,7 @@ class Pipeline:
     clip_tokenizer: Any,
     seed: int = 0,
     stage: str | int = 0,
-    shard: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     photo_cache: PhotoCache | None = None,
     mix: Sequence[Part] = (),
     moments: Moments | None = None,
@@ -101,8 +101,8 @@ class Pipeline:
       clip_tokenizer: the text encoder's.
       seed: of the run.
       stage: of the training; stages see the data in different orders.
-      shard: (host, hosts): which slice of each batch this one makes; every
-        host must find the same files.
+      rows: those of each batch that this host makes; all of them by default.
+        Every host must find the same files.
       photo_cache: shared between pipelines, or None for a new one.
       mix: further sets (`packing.Mixture`); `dialogues` have weight 1. One
         that gives no example is left out, and counted.
@@ -110,19 +110,13 @@ class Pipeline:
       name: of `dialogues`, for counts.
 
     Raises:
-      ValueError: no example can be made, or hosts do not divide the batch.
+      ValueError: no example can be made.
     """
     if kind not in KINDS:
       raise ValueError(f"kind is {kind!r}; it must be one of {KINDS}.")
-    if spec.batch_size % shard[1]:
-      raise ValueError(
-        f"A batch of {spec.batch_size} does not divide by {shard[1]} hosts; "
-        "choose a batch size that does."
-      )
     self.kind, self.spec = kind, spec
     self._llm, self._clip = llm_tokenizer, clip_tokenizer
-    share = spec.batch_size // shard[1]
-    self._rows = slice(shard[0] * share, (shard[0] + 1) * share)
+    self._rows = tuple(range(spec.batch_size) if rows is None else rows)
     self._packed = kind in PACKED
     key = (seed, packing.stage_number(stage))
     self._loader = Loader(spec, key, photo_cache or PhotoCache(), moments)
@@ -194,7 +188,8 @@ class Pipeline:
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """This host's rows of a step's batch."""
-    rows = self.plan.batch(step)[self._rows]
+    whole = self.plan.batch(step)
+    rows = [whole[row] for row in self._rows]
     out = {
       name: np.zeros((len(rows), *shape), dtype)
       for name, (shape, dtype) in self.element_spec().items()

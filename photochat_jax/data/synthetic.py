@@ -178,7 +178,12 @@ def generate(
   if _digest(path) == recipe["digest"]:
     draft.rmtree()
     return path
-  if path.exists():
-    path.rmtree()
-  draft.rename(path)
+  try:
+    if path.exists():
+      path.rmtree()
+    draft.rename(path)
+  except OSError:  # Another process was faster by a moment.
+    if _digest(path) != recipe["digest"]:
+      raise
+    draft.rmtree()
   return path

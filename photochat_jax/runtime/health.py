@@ -136,9 +136,9 @@ class Health:
         "them, lower the learning rate, or raise health.spike_factor if "
         "their gradients were only large."
       )
-    early = bad.first - self._settings.lookback
+    left_out = range(bad.first - self._settings.lookback, bad.last + 1)
     usable = [step for step in saved if start <= step < bad.first]
-    old = [step for step in usable if step <= early]
+    old = [step for step in usable if step < left_out.start]
     if not usable and start:
       raise UnhealthyError(
         f"Updates {bad.first} to {bad.last} were skipped and no checkpoint of "
@@ -147,7 +147,7 @@ class Health:
       )
     target = max(old) if old else min(usable, default=None)
     self.rollbacks += 1
-    self.left_out |= set(range(max(early, (target or 0) + 1), bad.last + 1))
+    self.left_out |= {step for step in left_out if step > (target or start)}
     if jax.process_index() == 0:
       self._write(
         {"went_back_to": target or 0, "from": bad.last, "times": self.rollbacks}

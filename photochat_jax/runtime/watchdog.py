@@ -1,22 +1,33 @@
 """Ends a run in which a process lives but does not step.
 
 The processes of a run wait for each other in every step. When one of them
-dies, JAX ends the others; when one hangs (a stuck disk, a deadlock), they wait
-for ever. So each process tells how far it is in `WORKDIR/heartbeats/<i>.json`,
-and one that has made no step for long enough names those that are behind,
-writes down where its own threads are (`WORKDIR/stacks/<i>.txt`), and exits with
-`STUCK`, so that whatever started the run can start it again.
+dies, JAX ends the others; when one hangs (on a disk, in a deadlock), they would
+wait for ever. So a thread of each process writes how far it is,
+
+  WORKDIR/heartbeats/<process>.json   {"process", "host", "pid",
+                                       "step", "stepped": when it was made,
+                                       "paused", "written": when this was}
+
+in seconds since 1970. When its process has made no step for long enough, it
+reads the others' heartbeats, names the processes that are behind, writes where
+its own threads are,
+
+  WORKDIR/stacks/<process>.txt
+
+and ends the process with the exit code `STUCK`, so that whatever started the
+run can start it again. So does the thread of the process that hangs.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,31 +39,44 @@ STUCK = 76
 
 
 class Watchdog:
-  """Watches this process's steps, in a `with` statement."""
+  """Watches this process's steps, in a `with` statement.
+
+  All processes enter it at about the same time: what was written before is of
+  an earlier start of the run.
+  """
 
   def __init__(
     self,
     workdir: epath.PathLike,
     stuck_after: float,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
+    calendar: Callable[[], float] = time.time,
     end: Callable[[int], Any] = os._exit,
   ):
     """Starts nothing yet.
 
     Args:
-      workdir: the run's folder, which all processes see.
+      workdir: the run's folder, which all processes see, a path or a `gs://`
+        address.
       stuck_after: seconds without a step after which the run is ended; 0 to
         watch nothing.
-      clock: seconds, alike on all processes.
-      end: ends the process. A hanging thread would keep `sys.exit` waiting.
+      clock: seconds that pass evenly, and not while a laptop sleeps.
+      calendar: seconds that mean the same on all hosts.
+      end: ends the process; `sys.exit` would wait for the thread that hangs.
     """
     self._workdir = epath.Path(workdir)
-    self._stuck_after, self._clock, self._end = stuck_after, clock, end
-    self._started = self._beaten = clock()
-    self._step = 0
-    self._pauses = 0
+    self._stuck_after = stuck_after
+    self._interval = min(stuck_after / 10, 30.0)
+    self._clock, self._calendar, self._end = clock, calendar, end
+    self._process = jax.process_index()
+    self._processes = jax.process_count()
+    self._step, self._stepped, self._pauses = 0, clock(), 0
+    self._started = calendar()
+    self._can_write = True
     self._done = threading.Event()
-    self._thread = threading.Thread(target=self._watch, daemon=True)
+    self._thread = threading.Thread(
+      target=self._watch, name="watchdog", daemon=True
+    )
 
   def __enter__(self) -> "Watchdog":
     if self._stuck_after:
@@ -63,88 +87,157 @@ class Watchdog:
   def __exit__(self, *_) -> None:
     self._done.set()
     if self._thread.is_alive():
-      self._thread.join()
+      self._thread.join(10.0)  # It may hang in a write itself.
 
   def beat(self, step: int) -> None:
-    """Notes a step; costs nothing."""
-    self._step, self._beaten = step, self._clock()
+    """Notes that a step was made; costs nothing."""
+    self._step, self._stepped = step, self._clock()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """For work between steps that may take as long as it takes."""
+    """For what is between steps and may take as long as it takes."""
     self._pauses += 1
     try:
       yield
     finally:
+      self._stepped = self._clock()
       self._pauses -= 1
-      self.beat(self._step)
 
-  def look(self) -> None:
-    """Tells how far this process is, and ends it if that is for too long."""
-    now = self._clock()
-    if self._pauses:
-      self._beaten = now
-    self._tell(now)
-    if now - self._beaten < self._stuck_after:
-      return
-    sentence = self._name(now)
+  def look(self) -> bool:
+    """Writes the heartbeat, and stacks if this process is stuck.
+
+    Returns:
+      Whether it is.
+    """
+    # In this order: a pause that ends here has ended with a new time.
+    paused, idle = bool(self._pauses), self._clock() - self._stepped
+    heartbeat = self._heartbeat(paused, idle)
+    self._write(f"heartbeats/{self._process}.json", json.dumps(heartbeat))
+    if paused or idle < self._stuck_after:
+      return False
+    heartbeats = self._read_heartbeats() | {self._process: heartbeat}
+    file = f"stacks/{self._process}.txt"
+    sentence = (
+      f"{_verdict(heartbeats, self._processes, self._stuck_after / 2)} Ending "
+      f"process {self._process}, at step {heartbeat['step']}, with exit code "
+      f"{STUCK}; its stacks are in {self._workdir / file}."
+    )
+    stacks = _stacks()
     logging.error("%s", sentence)
-    folder = self._workdir / "stacks"
-    folder.mkdir(parents=True, exist_ok=True)
-    stacks = f"{sentence}\n{_stacks()}"
     sys.stderr.write(stacks)
-    (folder / f"{jax.process_index()}.txt").write_text(stacks)
-    self._end(STUCK)
+    sys.stderr.flush()
+    self._write(file, f"{sentence}\n\n{stacks}")
+    return True
 
   def _watch(self) -> None:
-    while not self._done.wait(min(self._stuck_after / 10, 30.0)):
-      self.look()
+    try:
+      self._set_alarm()
+      while not self.look():
+        if self._done.wait(self._interval):
+          return
+        self._set_alarm()
+      # The others must get to look as well. The end of the first process is
+      # the end of all, since JAX's service is in it.
+      wait = (2 if self._process else 4) * self._interval
+      if not self._done.wait(wait):
+        self._end(STUCK)
+    finally:
+      faulthandler.cancel_dump_traceback_later()
 
-  def _tell(self, now: float) -> None:
-    folder = self._workdir / "heartbeats"
-    folder.mkdir(parents=True, exist_ok=True)
-    beat = {
-      "process": jax.process_index(),
+  def _set_alarm(self) -> None:
+    """Sees to the end of a process whose hanging thread holds Python's lock.
+
+    This thread does not get to run then. The alarm needs no lock, writes the
+    stacks to the console, and exits with 1; the others name the process.
+    """
+    wait = self._stuck_after + max(10 * self._interval, 60.0)
+    faulthandler.dump_traceback_later(wait, exit=True, file=sys.__stderr__)
+
+  def _heartbeat(self, paused: bool, idle: float) -> dict[str, Any]:
+    now = self._calendar()
+    return {
+      "process": self._process,
       "host": socket.gethostname(),
       "pid": os.getpid(),
       "step": self._step,
-      "stepped": self._beaten,
-      "told": now,
+      "stepped": now - idle,
+      "paused": paused,
+      "written": now,
     }
-    path = folder / f"{beat['process']}.json"
-    new = folder / f"{beat['process']}.json.new"
-    new.write_text(json.dumps(beat))
-    new.replace(path)
 
-  def _name(self, now: float) -> str:
-    """Says which processes are behind, and since when."""
-    beats = {}
-    for index in range(jax.process_count()):
-      path = self._workdir / "heartbeats" / f"{index}.json"
-      with contextlib.suppress(OSError, ValueError):
-        beat = json.loads(path.read_text())
-        if beat["told"] >= self._started:  # Else of an earlier start.
-          beats[index] = beat
-    silent = [i for i in range(jax.process_count()) if i not in beats]
-    lines = [f"process {i} has not been heard of" for i in silent]
-    last = min((beat["step"] for beat in beats.values()), default=0)
-    lines += [
-      f"process {i} (host {beat['host']}, pid {beat['pid']}) has not gone "
-      f"beyond step {beat['step']} for {now - beat['stepped']:,.0f} s"
-      for i, beat in beats.items()
-      if beat["step"] == last
-    ]
+  def _write(self, name: str, text: str) -> None:
+    """Writes a file whole; goes on where that cannot be done."""
+    path = self._workdir / name
+    part = path.with_suffix(".part")
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      part.write_text(text)
+      part.replace(path)
+      self._can_write = True
+    except Exception as error:  # A full disk, and buckets raise anything.
+      if self._can_write:
+        logging.warning("The watchdog cannot write %s: %s", path, error)
+      self._can_write = False
+
+  def _read_heartbeats(self) -> dict[int, dict[str, Any]]:
+    """Those of this start of the run, by process."""
+    found = {}
+    for process in range(self._processes):
+      path = self._workdir / "heartbeats" / f"{process}.json"
+      with contextlib.suppress(Exception):  # As when writing.
+        heartbeat = json.loads(path.read_text())
+        if heartbeat["written"] >= self._started:
+          found[process] = heartbeat
+    return found
+
+
+def _verdict(
+  heartbeats: Mapping[int, Mapping[str, Any]], processes: int, silence: float
+) -> str:
+  """Says in a sentence which processes are behind.
+
+  Args:
+    heartbeats: those there are, by process, at least one.
+    processes: how many there are.
+    silence: seconds after which a heartbeat should have been written again.
+  """
+  now = max(beat["written"] for beat in heartbeats.values())
+  steps = [beat["step"] for beat in heartbeats.values()]
+  low, high = min(steps), max(steps)
+  blamed = []
+  for process in range(processes):
+    beat = heartbeats.get(process)
+    if beat is None:
+      blamed.append(
+        f"process {process} has written no heartbeat since the run's start"
+      )
+      continue
+    name = f"process {process} (host {beat['host']}, pid {beat['pid']})"
+    written, stepped = now - beat["written"], now - beat["stepped"]
+    if beat["step"] == low < high or processes == 1:
+      does = ", busy with something else" if beat["paused"] else ""
+      blamed.append(
+        f"{name} has not gone beyond step {low} for {stepped:,.0f} s{does}"
+      )
+    elif written > silence:
+      blamed.append(f"{name} has written no heartbeat for {written:,.0f} s")
+  if not blamed:
+    stepped = now - min(beat["stepped"] for beat in heartbeats.values())
     return (
-      f"The run is stuck: {'; '.join(lines)}. Ending process "
-      f"{jax.process_index()}, at step {self._step}; start the run again."
+      f"None of the {processes} processes has gone beyond step {low} for "
+      f"{stepped:,.0f} s, and none is behind: their stacks say what they wait "
+      "for."
     )
+  sentence = "; ".join(blamed)
+  if low < high:
+    them = "it" if len(blamed) == 1 else "them"
+    sentence += f"; the others wait for {them} at step {high}"
+  return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _stacks() -> str:
-  """Where every thread of this process is."""
-  names = {thread.ident: thread.name for thread in threading.enumerate()}
-  return "\n".join(
-    f"Thread {names.get(ident, ident)}:\n"
-    + "".join(traceback.format_stack(frame))
-    for ident, frame in sys._current_frames().items()
-  )
+  """Where every thread of this process is, the last call first."""
+  with tempfile.TemporaryFile() as file:
+    faulthandler.dump_traceback(file, all_threads=True)
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")

@@ -1,8 +1,14 @@
-"""Checkpoints: what is saved comes back bit for bit, or a sentence says why."""
+"""Checkpoints: what is saved comes back bit for bit, or a sentence says why.
 
-import hashlib
+Damage is in `test_damaged_checkpoints.py`.
+"""
+
 import json
-import shutil
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import chex
 import jax
@@ -11,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from photochat_jax.checkpoints import manager
+from photochat_jax.checkpoints import checks, manager
 from photochat_jax.state import TrainState, digest
 
 MODEL = {"unet": {"block_out_channels": (8, 16), "layers_per_block": 1}}
@@ -161,23 +167,27 @@ def test_an_empty_folder_says_what_to_do(tmp_path):
       checkpoints.restore(make_state())
 
 
-@pytest.mark.parametrize("name", ["weights/_METADATA", "meta/metadata"])
-def test_a_damaged_checkpoint_is_named(saved, name):
-  file = saved / "checkpoints" / "3" / name
-  file.write_bytes(file.read_bytes()[:10])
-  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
-    with pytest.raises(manager.CheckpointError, match="step 3 .*damaged"):
-      checkpoints.restore(make_state())
-
-
 def test_the_difference_of_settings():
   saved = json.loads(json.dumps({"a": {"b": (1, (2, 3))}, "c": None}))
   same = {"a": {"b": (1, (2, 3))}, "c": None}
-  assert manager.first_difference(saved, same) is None
-  found = manager.first_difference(saved, {**same, "d": 5})
+  assert checks.first_difference(saved, same) is None
+  found = checks.first_difference(saved, {**same, "d": 5})
   assert found == ("model.d", None, 5)
   changed = {"a": {"b": (1, (2, 4))}, "c": None}
-  assert manager.first_difference(saved, changed)[0] == "model.a.b"
+  assert checks.first_difference(saved, changed)[0] == "model.a.b"
+
+
+def test_settings_of_the_computation_may_differ(saved):
+  other = {"unet": {**MODEL["unet"], "dtype": "bfloat16", "remat": "full"}}
+  other["scan_unroll"] = 4
+  other["vae"] = {"tile_size": 64}
+  with manager.Checkpoints(saved, model=other) as checkpoints:
+    with pytest.raises(manager.CheckpointError, match=r"model\.vae is None"):
+      checkpoints.read_meta()
+  del other["vae"]
+  with manager.Checkpoints(saved, model=other) as checkpoints:
+    assert flat(checkpoints.restore(make_state())) == flat(make_state(3))
+  assert checks.first_difference({"tile_size": 1}, {"tile_size": 2}) is None
 
 
 def test_restoring_puts_arrays_where_the_shapes_say(saved):
@@ -192,51 +202,186 @@ def test_restoring_puts_arrays_where_the_shapes_say(saved):
   chex.assert_trees_all_equal(got, make_state(3))
 
 
-def rewrite(folder, step, change):
-  """Saves changed weights in the place of a step's, the digests as before.
-
-  A flipped bit inside Orbax's compressed chunks may or may not be noticed by
-  the decompression; values that differ without any other sign must be.
-  """
-  with manager.Checkpoints(folder, model=MODEL) as checkpoints:
-    meta = checkpoints.read_meta(step)
-    state = checkpoints.restore(jax.eval_shape(lambda: make_state(step)), step)
-  other = folder / "other"
-  with manager.Checkpoints(other, model=MODEL) as checkpoints:
-    checkpoints.save(step, change(state), meta)
-  weights = folder / "checkpoints" / str(step) / "weights"
-  shutil.rmtree(weights)
-  shutil.move(other / "checkpoints" / str(step) / "weights", weights)
-
-
-def test_values_that_are_not_what_was_saved_are_named(saved):
-  def change(state):
-    kernel = np.array(state.params["unet"]["kernel"])
-    kernel.view(np.int32)[0, 0] ^= 1  # The last bit.
-    unet = {**state.params["unet"], "kernel": jnp.asarray(kernel)}
-    return state.replace(params={**state.params, "unet": unet})
-
-  rewrite(saved, 3, change)
-  abstract = jax.eval_shape(lambda: make_state(3))
-  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
-    with pytest.raises(
-      manager.CheckpointError, match="step 3 .*damaged: params/unet/kernel are"
-    ):
-      checkpoints.restore(abstract)
-    checkpoints.restore(abstract, 2)
-
-
-def test_the_digests_are_those_of_the_bytes(saved):
-  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
-    digests = checkpoints.read_meta(3)["digests"]
-  kernel = np.asarray(make_state(3).params["vae"]["kernel"])
-  expected = hashlib.sha256(b"bfloat16 (2,) " + kernel.tobytes()).hexdigest()
-  assert digests["params/vae/kernel"] == expected
-  assert "step" in digests and any("opt_state" in path for path in digests)
-
-
 def test_the_dtypes_that_were_saved(saved):
   with manager.Checkpoints(saved, model=MODEL) as checkpoints:
     dtypes = checkpoints.dtypes()
   assert dtypes["params/vae/kernel"] == jnp.bfloat16
   assert dtypes["params/unet/bias"] == jnp.float32
+
+
+def test_a_cast_rounds_what_was_checked(saved):
+  state = make_state(3)
+  wanted = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape,
+      jnp.bfloat16 if leaf.dtype == jnp.float32 else leaf.dtype,
+    ),
+    state,
+  )
+  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
+    with pytest.raises(manager.CheckpointError, match="float32.* there and"):
+      checkpoints.restore(wanted)
+    got = checkpoints.restore(wanted, cast=True)
+    # An integer is no number of another precision.
+    step = state.replace(step=jnp.float32(0))
+    with pytest.raises(manager.CheckpointError, match="step is int32"):
+      checkpoints.restore(step, cast=True)
+  expected = jax.tree.map(
+    lambda leaf, want: np.asarray(leaf).astype(want.dtype), state, wanted
+  )
+  assert flat(got) == flat(expected)
+
+
+def test_the_newest_with_its_step_or_nothing(saved, tmp_path):
+  asked = []
+
+  def abstract_of(step):
+    asked.append(step)
+    return make_state()
+
+  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
+    state, step, damaged = checkpoints.restore_newest(abstract_of)
+  assert (step, damaged, asked) == (3, [], [3])
+  assert flat(state) == flat(make_state(3))
+  with manager.Checkpoints(tmp_path / "none") as checkpoints:
+    assert checkpoints.restore_newest(abstract_of) is None
+  other = {"unet": {**MODEL["unet"], "layers_per_block": 2}}
+  with manager.Checkpoints(saved, model=other) as checkpoints:
+    with pytest.raises(manager.CheckpointError, match="of another config"):
+      checkpoints.restore_newest(abstract_of)
+    assert checkpoints.steps() == [2, 3]
+
+
+def test_a_part_is_read_alone(saved):
+  path = "params/unet/kernel"
+  wanted = {path: jax.ShapeDtypeStruct((4, 3), jnp.float32)}
+  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
+    for step in (2, 3):
+      got = checkpoints.read_part(wanted, step)
+      assert list(got) == [path] and isinstance(got[path], np.ndarray)
+      np.testing.assert_array_equal(
+        got[path], make_state(step).params["unet"]["kernel"]
+      )
+    for leaf, what in (
+      (jax.ShapeDtypeStruct((4, 3), jnp.bfloat16), "is float32"),
+      (jax.ShapeDtypeStruct((3, 4), jnp.float32), "is float32"),
+    ):
+      with pytest.raises(manager.CheckpointError, match=what):
+        checkpoints.read_part({path: leaf})
+    with pytest.raises(manager.CheckpointError, match="a/b is missing"):
+      checkpoints.read_part({**wanted, "a/b": leaf})
+
+
+def test_going_back_removes_what_came_after(saved):
+  with manager.Checkpoints(saved, model=MODEL) as checkpoints:
+    checkpoints.save(4, make_state(4), {})
+    checkpoints.delete_after(3)
+    assert checkpoints.steps() == [3]
+    assert not (saved / "checkpoints" / "4").exists()
+    assert checkpoints.save(4, make_state(5), {})
+    checkpoints.wait()
+    assert flat(checkpoints.restore(make_state())) == flat(make_state(5))
+    checkpoints.delete_after(0)
+    assert checkpoints.steps() == []
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path):
+  """Also by a manager that did not save them."""
+  state = {"params": {"a": jnp.ones(3)}}
+  values = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: float("nan"), 6: 9.0, 7: 8.0}
+  seen = []
+  for steps in ((1, 2, 3, 4), (5, 6, 7)):
+    with manager.Checkpoints(tmp_path, 2, None, 2, "dev/loss") as checkpoints:
+      for step in steps:
+        value = values[step]
+        metrics = {"dev/other": 0.0} | (
+          {} if value is None else {"dev/loss": value}
+        )
+        checkpoints.save(step, state, {}, metrics)
+        checkpoints.wait()
+        seen.append(checkpoints.steps())
+  assert seen == [
+    [1],
+    [1, 2],
+    [2, 3],
+    [2, 3, 4],
+    [2, 3, 4, 5],
+    [2, 3, 5, 6],
+    [2, 3, 6, 7],
+  ]
+
+
+MEMORY = """
+import sys
+import jax, jax.numpy as jnp
+from photochat_jax.checkpoints import digests, manager
+
+def memory(name):
+  with open("/proc/self/status") as status:
+    return 1024 * next(int(x.split()[1]) for x in status if name in x)
+
+def draw(key):
+  keys = enumerate(jax.random.split(key, 16))
+  return {str(i): jax.random.normal(k, (2560, 2560)) for i, k in keys}
+
+state = jax.block_until_ready({"params": jax.jit(draw)(jax.random.key(0))})
+size = sum(x.nbytes for x in jax.tree.leaves(state))
+with manager.Checkpoints(sys.argv[1]) as checkpoints:
+  checkpoints.save(0, {"params": {"a": jnp.ones(3)}}, {})
+  checkpoints.wait()
+  open("/proc/self/clear_refs", "w").write("5")  # The peak begins anew.
+  before = memory("VmRSS")
+  checkpoints.save(1, state, {})
+  checkpoints.wait()
+  print((memory("VmHWM") - before) / size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_saving_holds_little_more_than_one_copy(tmp_path):
+  """Of 400 MB, on the CPU, where a copy on the host is another one."""
+  done = subprocess.run(
+    [sys.executable, "-c", MEMORY, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 0 < float(done.stdout.split()[-1]) <= 1.3
+
+
+def test_two_processes_skip_what_one_cannot_read(tmp_path):
+  script = pathlib.Path(__file__).with_name("saving_together.py")
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{probe.getsockname()[1]}"
+  processes = [
+    subprocess.Popen(
+      [sys.executable, script, address, number, tmp_path],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env=os.environ | {"PYTHONPATH": str(script.parents[2])},
+    )
+    for number in ("0", "1")
+  ]
+  try:
+    said = [process.communicate(timeout=120) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], said
+  x = np.random.default_rng(3).normal(size=(8, 64)).astype("float32")
+  with manager.Checkpoints(tmp_path / "alone") as checkpoints:
+    checkpoints.save(1, {"params": {"x": x}}, {})
+    checkpoints.wait()
+    expected = checkpoints.read_meta()["digests"]["params/x"]
+  for (out, _), what in zip(
+    said, ("processes 1 cannot read it", "a bad block"), strict=True
+  ):
+    step, same, told, steps, left, digest = json.loads(out.splitlines()[-1])
+    assert (step, same, steps, left) == (2, True, [1, 2], [1])
+    assert len(told) == 1 and what in told[0] and "3.damaged" in told[0]
+    assert digest == expected

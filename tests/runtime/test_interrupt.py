@@ -9,53 +9,88 @@ import sys
 
 import pytest
 
-from photochat_jax.runtime.interrupt import INTERRUPTED, SAVED, StopRequest
+from photochat_jax.runtime.interrupt import (
+  INTERRUPTED,
+  SAVED,
+  Interrupted,
+  StopRequest,
+)
 
 SCRIPT = pathlib.Path(__file__).with_name("stopping.py")
+CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
-@pytest.mark.parametrize(
-  ("number", "code"), [(signal.SIGTERM, SAVED), (signal.SIGINT, INTERRUPTED)]
-)
-def test_alone_a_signal_is_noticed_after_the_step(number, code):
+def test_the_codes_that_launchers_know():
+  assert (SAVED, INTERRUPTED) == (75, 130)
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_alone_a_signal_is_noticed_after_the_step(number):
   before = signal.getsignal(number)
   with StopRequest() as stop:
     assert stop.agreed(1) is None
     signal.raise_signal(number)
-    assert stop.agreed(2) == code
+    assert stop.agreed(2) == CODES[number]
   assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("number", CODES)
+def test_a_request_after_the_last_step_ends_the_run_too(number):
+  with pytest.raises(Interrupted) as stopped, StopRequest() as stop:
+    assert stop.agreed(1) is None
+    signal.raise_signal(number)
+  assert stopped.value.code == CODES[number]
+
+
+def test_an_error_is_not_hidden_by_a_request():
+  with pytest.raises(OSError, match="disk"), StopRequest():
+    signal.raise_signal(signal.SIGTERM)
+    raise OSError("disk")
+
+
 def test_a_second_ctrl_c_ends_at_once():
+  before = signal.getsignal(signal.SIGINT)
   with pytest.raises(KeyboardInterrupt), StopRequest():
     signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_of_two_is_asked_and_both_stop_after_the_same_step(number):
+@pytest.mark.parametrize(
+  "sent",
+  [
+    {1: signal.SIGTERM},
+    {0: signal.SIGTERM, 1: signal.SIGTERM},
+    {0: signal.SIGINT},
+  ],
+  ids=["one told", "both told", "ctrl-c of one"],
+)
+def test_two_processes_stop_after_the_same_step(sent):
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
   processes = [
     subprocess.Popen(
-      [sys.executable, SCRIPT, address, str(index)],
+      [sys.executable, SCRIPT, address, str(process)],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
       env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])},
     )
-    for index in (0, 1)
+    for process in (0, 1)
   ]
   try:
     for process in processes:
       while "stepping" not in (line := process.stdout.readline()):
         assert line, process.communicate()  # Gloo says something first.
-    processes[1].send_signal(number)
+    for process, number in sent.items():
+      processes[process].send_signal(number)
     said = [process.communicate(timeout=120) for process in processes]
   finally:
     for process in processes:
       process.kill()
-  assert [process.returncode for process in processes] == [SAVED, SAVED], said
-  steps = {out.split("stopped ")[1] for out, _ in said}
+  codes = [process.returncode for process in processes]
+  assert codes == [CODES[sent.get(p, signal.SIGTERM)] for p in (0, 1)], said
+  steps = {int(out.split("stopped ")[1]) for out, _ in said}
   assert len(steps) == 1
+  assert steps.pop() > 5

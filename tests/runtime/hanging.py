@@ -1,0 +1,43 @@
+"""One of two processes that step, until the second one hangs.
+
+See test_watchdog. It prints `stepping` when it has made some steps.
+"""
+
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+
+from photochat_jax.runtime.watchdog import Watchdog
+
+
+def fall_asleep() -> None:
+  threading.Event().wait()
+
+
+def main(address: str, process: int, workdir: str) -> None:
+  jax.distributed.initialize(address, 2, process)
+  mesh = jax.make_mesh(
+    (2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  rows = jax.NamedSharding(mesh, jax.P("data"))
+  total = jax.jit(jnp.sum, out_shardings=jax.NamedSharding(mesh, jax.P()))
+  ones = jax.make_array_from_callback(
+    (2,), rows, lambda index: jnp.ones(1, jnp.float32)
+  )
+  total(ones).block_until_ready()
+  with Watchdog(workdir, 4.0) as watchdog:
+    step, last = 0, total(ones)
+    while True:
+      # The loop is one step ahead of the device, as the trainer's is.
+      last, before = total(ones), last
+      before.block_until_ready()
+      step += 1
+      watchdog.beat(step)
+      if process == 1 and step == 41:
+        fall_asleep()
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
