@@ -150,7 +150,7 @@ class CheckpointConfig:
 
   every_steps: int = 500  # Updates between two checkpoints.
   keep: int = 2  # Newest checkpoints kept.
-  keep_best: int = 0  # Best checkpoints kept beside them.
+  keep_best: int = 0  # Best ones of the last stage, kept beside them.
   best_metric: str = "dev/loss"  # Which are best: those where it is lowest.
 
 

@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
       from photochat_jax.train import train
 
       record.write(run, workdir)
-      train(run, workdir, _PROFILE.value)
+      train(run, workdir, _PROFILE.value, started)
     evaluate(run, workdir, started)
   except ValueError as error:
     # What this package raises itself is a sentence to the user.

@@ -54,7 +54,10 @@ def plan_stages(
 
 
 def train(
-  run: RunConfig, workdir: epath.PathLike, profile: bool = False
+  run: RunConfig,
+  workdir: epath.PathLike,
+  profile: bool = False,
+  started: float | None = None,
 ) -> TrainState:
   """Trains all stages, going on from the newest checkpoint if there is one.
 
@@ -62,6 +65,7 @@ def train(
     run: the run's settings.
     workdir: its folder.
     profile: trace the steps `log.profile_steps` of this start.
+    started: `time.time()` at the program's start; now by default.
 
   Returns:
     The last state.
@@ -93,7 +97,8 @@ def train(
     Watchdog(workdir, run.health.stuck_after) as watchdog,
   ):
     model = PhotoChat(run.model)
-    health, meters = Health(run.health, workdir), Meters(run, mesh)
+    health = Health(run.health, workdir)
+    meters = Meters(run, mesh, started)
 
     def leg_at(step: int) -> Leg:
       return next((leg for leg in legs if step < leg.end), legs[-1])
@@ -108,8 +113,9 @@ def train(
     else:
       state, step, damaged = found
       meta = checkpoints.read_meta(step)
-      health.restore(meta["health"])
-      meters.restore(meta["meters"])
+      # A checkpoint that was converted and not trained has neither.
+      health.restore(meta.get("health", health.state()))
+      meters.restore(meta.get("meters"))
     data.open_moments(state.params)
     traced = run.log.profile_steps if profile else None
     with (

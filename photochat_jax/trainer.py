@@ -215,7 +215,9 @@ class Trainer:
       "health": self.health.state(),
       "meters": self.meters.state(),
     }
-    self.checkpoints.save(step, state, meta, metrics)
+    # Losses of different stages are no measure of what is best.
+    is_last = stage is self.run.stages[-1]
+    self.checkpoints.save(step, state, meta, metrics if is_last else None)
 
   def dev_loss(self, leg: Leg) -> validation.DevLoss | None:
     """What measures the stage's loss on the dev split, if it is asked for."""
@@ -249,7 +251,9 @@ class Trainer:
     self.meters.restore(meta.get("meters"))
     if step is None:
       return initial.init_state(*where, self.llm_tokenizer)
-    return self.checkpoints.restore(initial.abstract_state(*where), step)
+    return self.checkpoints.restore(
+      initial.abstract_state(*where), step, cast=True
+    )
 
   def compile_step(self, leg: Leg, state: TrainState):
     """The stage's update, jitted with the state donated."""

@@ -19,8 +19,9 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from photochat_jax import precompute, sharding
+from photochat_jax import precompute
 from photochat_jax.data import sources
+from photochat_jax.runtime import cluster
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 _DATASET = flags.DEFINE_enum(
@@ -42,7 +43,7 @@ _HOSTS = flags.DEFINE_integer("hosts", None, "Machines that share the work.")
 def _hosts() -> tuple[int, int]:
   """This machine's index, and the number of machines."""
   if _HOSTS.value is None and _HOST.value is None:
-    sharding.start_distributed()
+    cluster.start()
     return jax.process_index(), jax.process_count()
   host, hosts = _HOST.value, _HOSTS.value
   if host is None or hosts is None or not 0 <= host < hosts:

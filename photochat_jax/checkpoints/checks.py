@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+from photochat_jax.checkpoints import digests
 
 # Settings of the computation: they fix no parameter.
 _FREE = frozenset({"dtype", "remat", "scan_unroll", "tile_size"})
@@ -65,6 +68,21 @@ def _as_lists(value: Any) -> Any:
   return value
 
 
+# Raised by what reads, not by what is read.
+_NOT_THE_FILE = (
+  PermissionError,
+  TimeoutError,
+  ConnectionError,
+  MemoryError,
+  jax.errors.JaxRuntimeError,
+)
+# TensorStore's words for a bucket that cannot be reached just now.
+_AWAY = re.compile(
+  "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED"
+  "|RESOURCE_EXHAUSTED"
+)
+
+
 class Checks:
   """The checks of one checkpoint.
 
@@ -88,10 +106,12 @@ class Checks:
     """Turns what is raised over a broken file into one sentence."""
     try:
       yield
-    except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
-      raise  # Not the file's fault.
+    except _NOT_THE_FILE:
+      raise
     except Exception as error:  # Orbax raises anything, also this.
       cause = error.__cause__ or error
+      if _AWAY.search(str(cause)):
+        raise  # A good checkpoint must not be put aside for that.
       what = " ".join(str(cause).split())
       what = what if len(what) <= 200 else f"{what[:200]}..."
       raise self.damaged(f"{type(cause).__name__} {what}") from error
@@ -102,7 +122,7 @@ class Checks:
     fault = None
     try:
       yield
-    except CheckpointError as error:
+    except Exception as error:
       fault = error
     if jax.process_count() > 1:
       failed = multihost_utils.process_allgather(np.int32(fault is not None))
@@ -166,6 +186,12 @@ class Checks:
       shown = "; ".join(faults[:10])
       more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
       raise CheckpointError(f"{self.name} does not fit: {shown}{more}.")
+
+  def forms(self, saved: Mapping[str, str], found: Mapping[str, Any]) -> None:
+    """Raises a CheckpointDamaged if Orbax names other shapes or dtypes."""
+    for path, leaf in found.items():
+      if not saved.get(path, "").startswith(f"{digests.form(leaf)}:"):
+        raise self.damaged(f"the form of {path} is not what was saved")
 
   def digests(self, saved: Mapping[str, str], made: Mapping[str, str]) -> None:
     """Raises a CheckpointDamaged which names the arrays that changed."""

@@ -10,7 +10,8 @@ than a host. There are four sums modulo 2^32, with different seeds, of
 where `index` counts the elements in C order and `fmix32` is the last step of
 MurmurHash3 (A. Appleby, public domain), a bijection of 32 bits. So one changed
 element always changes all four sums; other damage, such as elements in another
-order, goes unnoticed with a chance of 2^-128. It is no defence against
+order, goes unnoticed with a chance of 2^-128, but for elements just 2^32 places
+apart, which have the same index. It is no defence against
 somebody who wants to go unnoticed.
 """
 

@@ -5,10 +5,10 @@ dies, JAX ends the others; when one hangs (on a disk, in a deadlock), they would
 wait for ever. So a thread of each process writes how far it is,
 
   WORKDIR/heartbeats/<process>.json   {"process", "host", "pid",
-                                       "step", "stepped": when it was made,
+                                       "step", "stepped": when it began,
                                        "paused", "written": when this was}
 
-in seconds since 1970. When its process has made no step for long enough, it
+in seconds since 1970. When its process has begun no step for long enough, it
 reads the others' heartbeats, names the processes that are behind, writes where
 its own threads are,
 
@@ -58,7 +58,7 @@ class Watchdog:
     Args:
       workdir: the run's folder, which all processes see, a path or a `gs://`
         address.
-      stuck_after: seconds without a step after which the run is ended; 0 to
+      stuck_after: seconds without a new step after which the run is ended; 0 to
         watch nothing.
       clock: seconds that pass evenly, and not while a laptop sleeps.
       calendar: seconds that mean the same on all hosts.
@@ -90,7 +90,12 @@ class Watchdog:
       self._thread.join(10.0)  # It may hang in a write itself.
 
   def beat(self, step: int) -> None:
-    """Notes that a step was made; costs nothing."""
+    """Notes that a step is begun; costs nothing.
+
+    Args:
+      step: the update's number. To be told before the devices are given it:
+        there the others wait for a process that does not come so far.
+    """
     self._step, self._stepped = step, self._clock()
 
   @contextlib.contextmanager
@@ -137,10 +142,10 @@ class Watchdog:
           return
         self._set_alarm()
       # The others must get to look as well. The end of the first process is
-      # the end of all, since JAX's service is in it.
-      wait = (2 if self._process else 4) * self._interval
-      if not self._done.wait(wait):
-        self._end(STUCK)
+      # the end of all, since JAX's service is in it. One that was waiting gets
+      # an error when the one it waited for ends: then there is no more to see.
+      self._done.wait((2 if self._process else 4) * self._interval)
+      self._end(STUCK)
     finally:
       faulthandler.cancel_dump_traceback_later()
 

@@ -1,5 +1,6 @@
 """launch/worker.sh: what one worker of a pod does, on a machine without TPU."""
 
+import os
 import subprocess
 
 import pytest
@@ -151,7 +152,11 @@ def test_the_code_of_a_branch_is_installed(tmp_path, home):
       capture_output=True,
       text=True,
       check=False,
-      env={"HOME": str(home), "PATH": f"{tmp_path}/tools:/usr/bin:/bin"},
+      env={
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{tmp_path}/tools:{os.environ['PATH']}",
+      },
     )
     assert program.returncode == 0, program.stderr
     code = home / "photochat" / "code"

@@ -353,16 +353,12 @@ def test_the_parts_that_a_stage_trains_crosses_and_reads():
   )
 
 
-def test_captions_without_moments_of_photos_are_not_encoded():
+def test_photos_with_moments_are_not_encoded():
   stage = StageConfig(
-    data="captions", batch_size=3, trainable=("unet/.*",),
-    losses=StageLosses(photo=1.0),
-  )  # fmt: skip
+    data="captions", trainable=("unet/.*",), losses=StageLosses(photo=1.0)
+  )
   found = flops.train_flops(a_run(FULL, stage, moments="folder"), stage)
   assert set(found) == {"text_model", "unet"}
-  once = flops.forward_flops(FULL, 1)
-  assert found["text_model"] == 3 * once["text_model"]
-  assert found["unet"] == 3 * 3 * once["unet"]
 
 
 # -------------------------------------------------------------------- chips
