@@ -70,17 +70,19 @@ def retokenise_in_program(
 
   def call(y, mask):
     x, n = y.shape
+    # A TPU's compiler takes results of one rank only.
     shapes = (
       jax.ShapeDtypeStruct((x, m), jnp.int32),
-      jax.ShapeDtypeStruct((x, m, n), jnp.float32),
+      jax.ShapeDtypeStruct((x, m * n), jnp.float32),
       jax.ShapeDtypeStruct((x, n), jnp.bool_),
     )
-    return jax.pure_callback(
-      lambda y, mask: retokenise(np.asarray(y), np.asarray(mask)),
-      shapes,
-      y,
-      mask,
-    )
+
+    def on_host(y, mask):
+      z, alignment, final = retokenise(np.asarray(y), np.asarray(mask))
+      return z, alignment.reshape(x, m * n), final
+
+    z, alignment, final = jax.pure_callback(on_host, shapes, y, mask)
+    return z, alignment.reshape(x, m, n), final
 
   rows = PartitionSpec(("data", "fsdp"))
   return jax.shard_map(

@@ -20,6 +20,7 @@ from photochat_jax.config import ConfigError, RunConfig
 from photochat_jax.initial import Leg
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.progress import Progress, parameter_table
+from photochat_jax.runtime import xla_flags
 from photochat_jax.runtime.health import Health
 from photochat_jax.runtime.interrupt import StopRequest
 from photochat_jax.runtime.meters import Meters
@@ -122,7 +123,7 @@ def train(
       Progress(workdir, legs[-1].end, step) as progress,
       Profiler(workdir, traced, progress.message) as profiler,
     ):
-      for line in (*damaged, *data.coverage(), *skipped):
+      for line in (*damaged, *_flags(), *data.coverage(), *skipped):
         progress.message(line)
       if found is None:
         progress.message(parameter_table(state.params))
@@ -151,6 +152,14 @@ def train(
         following = legs[number + 1] if number + 1 < len(legs) else None
         state = trainer.run_stage(leg, batches[number], following, state)
   return state
+
+
+def _flags() -> list[str]:
+  """What XLA is told, on devices for which there is something to tell."""
+  device = jax.devices()[0]
+  if device.platform == "cpu":
+    return []
+  return xla_flags.describe(device.device_kind)
 
 
 def _check_vocabularies(run: RunConfig, llm: Any, clip: Any) -> None:

@@ -1,47 +1,122 @@
-"""A server of trainer processes; see test_killed.
+"""Starts trainers that can be killed; see test_killed.
 
-It imports all there is to import and touches no device. For each line that it
-reads from its standard input, `STEPS FOLDER`, it forks a process that trains
-there, STEPS updates a stage, and prints the process's number and, when it has
-ended, its exit code.
+This process imports all there is to import, which takes long, and touches no
+device. For each line of its standard input, `STEPS STEPS FOLDER`, it forks a
+process that trains there, so many updates in each of two stages with a
+checkpoint after each update. It prints the process's number and, when that has
+ended, its exit code. In the folder are, beside what every run writes,
+
+  batches.jsonl  a line for each start and for each batch as it is taken
+  digests.json   of the last state
 """
 
 import dataclasses
+import hashlib
+import json
 import os
+import pathlib
 import sys
 import traceback
 
 import small_run
-import tensorflow  # noqa: F401 - imported before the forks, as it takes long.
+import tensorflow  # noqa: F401 - imported before the forks.
 
-from photochat_jax import train
+from photochat_jax import train, trainer
+from photochat_jax.config import LogConfig, StageConfig, StageLosses
 from photochat_jax.state import digest
 
 
-def work(steps: int, folder: str) -> int:
-  """Trains; the last state's digest goes to FOLDER/digest."""
-  run = small_run.run_config(steps=steps)
-  checkpoint = dataclasses.replace(run.checkpoint, every_steps=1)
-  run = dataclasses.replace(run, checkpoint=checkpoint)
+def run_config(steps):
+  """Little to compile: each start does it again."""
+  run = small_run.run_config(
+    stages=(
+      small_run.stages(steps[0])[0],
+      StageConfig(
+        name="talk",
+        steps=steps[1],
+        data="dialogues",
+        batch_size=2,
+        trainable=("language_model/.*",),
+        losses=StageLosses(text=1.0, caption=1.0),
+      ),
+    ),
+    log=LogConfig(every_steps=1, sample_every=0, num_samples=0),
+  )
+  model = run.model
+  change = dataclasses.replace
+  model = change(
+    model,
+    qformer=change(
+      model.qformer, num_hidden_layers=1, cross_attention_frequency=1
+    ),
+    language=change(model.language, num_hidden_layers=1),
+    vae=change(model.vae, block_out_channels=(8,)),
+    unet=change(
+      model.unet, block_out_channels=(8,), attention=(False,), sample_size=8
+    ),
+  )
+  return change(
+    run, model=model, checkpoint=change(run.checkpoint, every_steps=1)
+  )
+
+
+class Noted:
+  """A pipeline whose batches are noted as they are taken."""
+
+  def __init__(self, data, start, note):
+    self._data, self._start, self._note = data, start, note
+
+  def __getattr__(self, name):
+    return getattr(self._data, name)
+
+  def batches(self, start, num):
+    for number, batch in enumerate(self._data.batches(start, num), start):
+      content = hashlib.sha256()
+      for name, array in sorted(batch.items()):
+        content.update(f"{name} {array.dtype} {array.shape}".encode())
+        content.update(array.tobytes())
+      self._note(
+        step=self._start + number + 1,
+        examples=self._data.names(number),
+        content=content.hexdigest(),
+      )
+      yield batch
+
+
+def work(steps, folder):
+  """Trains, and returns the exit code."""
+  folder.mkdir(exist_ok=True)
+
+  def note(**line):
+    with (folder / "batches.jsonl").open("a") as file:
+      file.write(json.dumps(line) + "\n")
+
+  updates = trainer.Trainer.updates
+  trainer.Trainer.updates = lambda self, leg, data, *rest: updates(
+    self, leg, Noted(data, leg.start, note), *rest
+  )
+  note(start=os.getpid())
   try:
-    state = train.train(run, folder)
+    state = train.train(run_config(steps), folder)
   except SystemExit as stopped:
     return stopped.code
   except BaseException:
     traceback.print_exc()
     return 1
-  with open(os.path.join(folder, "digest"), "w") as file:
-    file.write(digest(state))
+  (folder / "digests.json").write_text(
+    json.dumps({"params": digest(state.params), "state": digest(state)})
+  )
   return 0
 
 
-def main() -> None:
+def main():
   print("ready", flush=True)
   for line in sys.stdin:
-    steps, folder = line.strip().split(" ", 1)
+    first, second, folder = line.strip().split(" ", 2)
     child = os.fork()
     if not child:
-      code = work(int(steps), folder)
+      os.dup2(2, 1)
+      code = work((int(first), int(second)), pathlib.Path(folder))
       sys.stderr.flush()
       os._exit(code)
     print(child, flush=True)

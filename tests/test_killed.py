@@ -1,6 +1,7 @@
-"""A real trainer, killed at any instant and started again.
+"""A real trainer, killed at random instants and started again.
 
-`pytest tests/test_killed.py --kills=30` kills more often.
+`pytest tests/test_killed.py --kills=30 -n 0 -s` kills more often, and tells
+where.
 """
 
 import json
@@ -14,143 +15,197 @@ import sys
 
 import pytest
 
-from photochat_jax.runtime.interrupt import SAVED
-
 HERE = pathlib.Path(__file__).parent
+# Steps that can be lost where every step is saved: the one being saved, and
+# the one that is made meanwhile.
+UNSAVED = 2
 
 
-class Server:
-  """Starts trainers, by `killing.py`."""
+class Trainers:
+  """Starts trainers, one at a time, by `killing.py`."""
 
   def __init__(self, steps, log):
-    self.steps = steps
-    self._process = subprocess.Popen(
-      [sys.executable, HERE / "killing.py"],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=log,
-      env=os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}"},
-      bufsize=0,
-    )
-    while self.line(600) != "ready":
+    self.steps, self._log = steps, log
+    with log.open("w") as file:
+      self._server = subprocess.Popen(
+        [sys.executable, HERE / "killing.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=file,
+        env=os.environ
+        | {
+          "PYTHONPATH": f"{HERE.parent}:{HERE}",
+          # Also what is compiled fast: each start does it again.
+          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+        bufsize=0,
+      )
+    while self._line() != "ready":  # What is imported may print.
       pass
 
-  def line(self, seconds):
-    """The next line that it prints; None if there is none in time."""
-    if not select.select([self._process.stdout], [], [], seconds)[0]:
+  def _line(self, seconds=None):
+    """The next line it prints; None if none comes in that time."""
+    out = self._server.stdout
+    if not select.select([out], [], [], seconds)[0]:
       return None
-    line = self._process.stdout.readline()
-    assert line, "the server ended"
+    line = out.readline()
+    assert line, self._log.read_text()
     return line.decode().strip()
 
   def start(self, folder):
-    """Returns the number of a process that trains in a folder."""
-    self._process.stdin.write(f"{self.steps} {folder}\n".encode())
-    while not (line := self.line(60)).isdigit():
-      pass
-    return int(line)
+    """The number of a process that trains in a folder from now on."""
+    first, second = self.steps
+    self._server.stdin.write(f"{first} {second} {folder}\n".encode())
+    return int(self._line())
 
-  def exit_code(self, until=lambda: False):
-    """Its exit code, or None as soon as `until` is true."""
-    while not until():
-      line = self.line(0.001)
-      if line and line.lstrip("-").isdigit():
-        return int(line)
-    return None
+  def end(self):
+    """The exit code of the one that was started last, when it has ended."""
+    return int(self._line())
+
+  def finish(self):
+    """Waits for the one that was started last, which must succeed."""
+    assert self.end() == 0, self._log.read_text()
+
+  def has_ended(self, seconds):
+    """Waits at most so long, and returns whether it has."""
+    return bool(select.select([self._server.stdout], [], [], seconds)[0])
+
+  def wait_until(self, holds):
+    """Returns once that holds; what ends before it does is a failure."""
+    while not holds():
+      if self.has_ended(0.001):
+        raise AssertionError(
+          f"ended with {self.end()} before its time\n{self._log.read_text()}"
+        )
 
   def close(self):
-    self._process.kill()
-    self._process.wait()
+    # Its standard input ends, and so does it.
+    self._server.communicate()
 
 
 @pytest.fixture(scope="module")
-def server(request, tmp_path_factory):
-  # So many that each kill finds a run that is not done.
-  steps = request.config.getoption("--kills") + 1
-  with (tmp_path_factory.mktemp("server") / "log").open("w+") as log:
-    server = Server(steps, log)
-    yield server
-    server.close()
+def trainers(request, tmp_path_factory):
+  # No start makes more than three steps before it is killed.
+  kills = request.config.getoption("--kills")
+  steps = kills // 2 + 1, 3 * kills
+  found = Trainers(steps, tmp_path_factory.mktemp("trainers") / "log.txt")
+  yield found
+  found.close()
 
 
 @pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
-  """The folder of a run that nobody interrupted."""
-  folder = tmp_path_factory.mktemp("whole")
-  server.start(folder)
-  assert server.exit_code() == 0
+def whole(trainers, tmp_path_factory):
+  """The folder of a run that nobody interrupts."""
+  folder = tmp_path_factory.mktemp("whole") / "run"
+  trainers.start(folder)
+  trainers.finish()
   return folder
 
 
-def rows(folder):
-  path = folder / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.exists() else []
-  return [json.loads(line) for line in lines if line.endswith("}")]
+def lines(path):
+  """The whole lines of a file of JSON."""
+  text = path.read_text() if path.exists() else ""
+  return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def saving(folder):
-  """Whether a checkpoint is being written at this instant."""
-  return any((folder / "checkpoints").glob("*tmp*"))
+def starts(folder):
+  """The batches that each start of a run took."""
+  found = []
+  for line in lines(folder / "batches.jsonl"):
+    if "start" in line:
+      found.append([])
+    else:
+      found[-1].append(line)
+  return found
 
 
 def saved(folder):
-  steps = (folder / "checkpoints").glob("*")
-  return max((int(s.name) for s in steps if s.name.isdigit()), default=0)
+  """The newest whole checkpoint's step."""
+  names = (path.name for path in (folder / "checkpoints").glob("*"))
+  return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def test_killed_at_any_instant_it_ends_as_if_it_never_was(
-  server, whole, tmp_path, request
+def half_saved(folder):
+  """Names of checkpoints that are being written or never will be whole."""
+  return {p.name for p in (folder / "checkpoints").glob("*tmp*")}
+
+
+def assert_same(folder, whole):
+  """Batches, losses, parameters and optimiser are those of `whole`."""
+  (wanted,) = starts(whole)
+  assert [line["step"] for line in wanted] == list(range(1, len(wanted) + 1))
+  wanted = {line["step"]: line for line in wanted}
+  found = [line for start in starts(folder) for line in start]
+  assert all(line == wanted[line["step"]] for line in found)
+  assert {line["step"] for line in found} == set(wanted)
+  rows = lines(whole / "metrics.jsonl")
+  assert [row["step"] for row in rows] == sorted(wanted)
+  assert lines(folder / "metrics.jsonl") == rows
+  assert lines_of(folder, "digests.json") == lines_of(whole, "digests.json")
+
+
+def lines_of(folder, name):
+  return json.loads((folder / name).read_text())
+
+
+def test_killed_at_any_instant_it_goes_on_with_the_same_bits(
+  trainers, whole, tmp_path, request
 ):
-  kills = request.config.getoption("--kills")
+  folder, kills = tmp_path / "run", request.config.getoption("--kills")
   chance = random.Random(kills)
-  killed = in_saves = 0
-  while True:
-    process = server.start(tmp_path)
-    before = saved(tmp_path)
-    if killed == kills:
-      assert server.exit_code() == 0
-      break
-    # In a save, or some polls after a row of metrics: between any two lines.
-    in_save, wait = killed % 2 == 0, chance.randrange(400)
-    seen = len(rows(tmp_path))
-
-    def now(in_save=in_save, seen=seen, left=[wait]):  # noqa: B006
-      if in_save:
-        return saving(tmp_path)
-      if len(rows(tmp_path)) == seen:
-        return False
-      left[0] -= 1
-      return left[0] < 0
-
-    code = server.exit_code(now)
-    if code is None:
-      os.kill(process, signal.SIGKILL)
-      in_saves += saving(tmp_path)
-      code = server.exit_code()
-    if code == 0:
-      # It was done before it could be killed: from some step on again.
-      raise AssertionError(f"finished after {killed} kills; give it more steps")
-    assert code == -signal.SIGKILL
-    killed += 1
+  in_save, resumed_from = 0, []
+  for kill in range(kills):
+    resumed_from.append(saved(folder))
+    old = half_saved(folder)
+    process = trainers.start(folder)
+    number = len(starts(folder)) + 1
+    if kill % 2 == 0:
+      # Some way into a save.
+      trainers.wait_until(lambda old=old: half_saved(folder) - old)
+      trainers.has_ended(chance.uniform(0.0, 0.05))
+    else:
+      # Some way into the start, or some time after a batch was taken.
+      batches = chance.randrange(3)
+      if batches:
+        trainers.wait_until(
+          lambda n=number, b=batches: [
+            *map(len, starts(folder)[n - 1 :]), 0
+          ][0] >= b
+        )
+      trainers.has_ended(chance.uniform(0.0, 0.2 if batches else 5.0))
+    os.kill(process, signal.SIGKILL)
+    assert trainers.end() == -signal.SIGKILL
+    in_save += bool(half_saved(folder) - old)
     # What was saved stays.
-    assert saved(tmp_path) >= before
-  assert (tmp_path / "digest").read_text() == (whole / "digest").read_text()
-  assert rows(tmp_path) == rows(whole)
-  assert [row["step"] for row in rows(whole)] == list(
-    range(1, 3 * server.steps + 1)
-  )
-  assert in_saves >= 1
-  print(f"{killed} kills, {in_saves} of them in a save")
+    assert saved(folder) >= resumed_from[-1]
+  resumed_from.append(saved(folder))
+  trainers.start(folder)
+  trainers.finish()
+  print(f"{kills} kills, {in_save} of them in a save, from {resumed_from}")
+  assert in_save > 0
+  assert_same(folder, whole)
+  taken = 0
+  for step, batches in zip(resumed_from, starts(folder), strict=True):
+    assert taken - step <= UNSAVED
+    if batches:
+      assert batches[0]["step"] == step + 1
+      taken = batches[-1]["step"]
 
 
-def test_asked_to_stop_it_loses_no_step(server, whole, tmp_path):
-  process = server.start(tmp_path)
-  assert server.exit_code(lambda: len(rows(tmp_path)) > 3) is None
+def test_told_to_end_it_saves_and_no_step_is_made_again(
+  trainers, whole, tmp_path
+):
+  folder = tmp_path / "run"
+  process = trainers.start(folder)
+  trainers.wait_until(lambda: len(sum(starts(folder), [])) >= 2)
   os.kill(process, signal.SIGTERM)
-  assert server.exit_code() == SAVED
-  step = saved(tmp_path)
-  assert len(rows(tmp_path)) <= step < 3 * server.steps
-  server.start(tmp_path)
-  assert server.exit_code() == 0
-  assert (tmp_path / "digest").read_text() == (whole / "digest").read_text()
-  assert rows(tmp_path) == rows(whole)
+  assert trainers.end() == 75
+  step = saved(folder)
+  assert 2 <= step < sum(trainers.steps)
+  assert not half_saved(folder)
+  trainers.start(folder)
+  trainers.finish()
+  assert_same(folder, whole)
+  before, after = starts(folder)
+  assert [line["step"] for line in before] == list(range(1, step + 1))
+  assert after[0]["step"] == step + 1

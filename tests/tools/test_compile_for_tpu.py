@@ -14,7 +14,7 @@ import ml_collections
 import small_run
 
 def get_config():
-  run = small_run.run_config({"draw": "gumbel", "retokenise": "two_pass"})
+  run = small_run.run_config({"draw": "gumbel"})
   config = ml_collections.ConfigDict(run.as_dict())
   config.mesh.data, config.mesh.fsdp = 1, -1
   return config
