@@ -129,6 +129,7 @@ class Program:
     header: its first line.
     computations: name -> instructions.
     entry: name of the computation that starts.
+    roots: computation -> the instruction whose result is its own.
   """
 
   def __init__(self, text: str):
@@ -136,7 +137,7 @@ class Program:
     self.header, self.entry = "", ""
     self.computations: dict[str, list[Instruction]] = {}
     self._tables: dict[str, dict[int, str]] = {name: {} for name in _TABLES}
-    self._roots: dict[str, Instruction] = {}
+    self.roots: dict[str, Instruction] = {}
     rows, current = None, ""
     for line in text.splitlines():
       if line.startswith("HloModule"):
@@ -160,7 +161,7 @@ class Program:
       instruction = Instruction(*fields)
       self.computations[computation].append(instruction)
       if root:
-        self._roots[computation] = instruction
+        self.roots[computation] = instruction
 
   @functools.cached_property
   def instructions(self) -> dict[str, Instruction]:
@@ -208,7 +209,7 @@ class Program:
     return Loop(instruction.op_name, self._count(instruction))
 
   def _count(self, instruction: Instruction) -> int | None:
-    compare = self._roots.get(instruction.attribute("condition") or "")
+    compare = self.roots.get(instruction.attribute("condition") or "")
     if compare is None or compare.attribute("direction") != "LT":
       return None
     index, bound = (self.instructions.get(n) for n in compare.operands[:2])
@@ -222,7 +223,7 @@ class Program:
       end = self._element(instruction.operands[0], bound)
     if end is None:
       return None
-    body = self._roots.get(instruction.attribute("body") or "")
+    body = self.roots.get(instruction.attribute("body") or "")
     step = self._step(body, place) if body else None
     return max(0, math.ceil((end - (start or 0)) / (step or 1)))
 

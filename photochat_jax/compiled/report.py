@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from photochat_jax import sharding
-from photochat_jax.compiled import memory, usage
+from photochat_jax.compiled import memory, plan, usage
 from photochat_jax.compiled.hlo import Program
 from photochat_jax.compiled.step import abstract_step
 from photochat_jax.compiled.topology import Topology
@@ -38,6 +38,8 @@ class Report:
     overflow: where it does not, for want of memory.
     traffic: of `usage.traffic`.
     buffers: the largest.
+    buffers_at_peak: whether they are those that are there when the temporaries
+      take most; else the largest results, not all there at once.
     vocabulary: of `vocabulary_arrays`.
     flops: of a step by part, over the whole batch.
     seconds: {"lower" | "compile": seconds}.
@@ -52,6 +54,7 @@ class Report:
   overflow: memory.Overflow | None
   traffic: list[usage.Traffic]
   buffers: list[usage.Buffer]
+  buffers_at_peak: bool
   vocabulary: Mapping[str, Any]
   flops: Mapping[str, float]
   seconds: Mapping[str, float]
@@ -89,8 +92,7 @@ class Report:
         found[name] = found[name]._asdict()
     found["traffic"] = [row._asdict() for row in self.traffic]
     found["buffers"] = [
-      row._asdict() | {"array": str(row.array), "nbytes": row.array.nbytes}
-      for row in self.buffers
+      row._asdict() | {"array": str(row.array)} for row in self.buffers
     ]
     return found | {
       "used": self.used,
@@ -131,19 +133,25 @@ def examine(
     seconds["lower"] = clock.seconds
     found = overflow = program = None
     with _Clock("compiling", tell) as clock:
-      try:
-        compiled = lowered.compile()
-      except jax.errors.JaxRuntimeError as error:
-        overflow = memory.read_overflow(
-          str(error), memory.tree_bytes(step.arguments)
-        )
-        if overflow is None:
-          raise
+      compiled, planned, message = plan.compile_with_plan(lowered)
     seconds["compile"] = clock.seconds
-    if overflow is None:
+    text = planned.text
+    if compiled is None:
+      overflow = memory.read_overflow(
+        message, memory.tree_bytes(step.arguments)
+      )
+      if overflow is None:
+        raise RuntimeError(message)
+    else:
       found = memory.read_analysis(compiled.memory_analysis())
-      keep_text(text := compiled.as_text())
-      program = Program(text)
+      text = text or compiled.as_text()
+  if text:
+    keep_text(text)
+    program = Program(text)
+  buffers = plan.largest(planned, program) if program else []
+  at_peak = bool(buffers)
+  if program and not at_peak:
+    buffers = usage.largest(program)
   return Report(
     about={
       "topology": topology.name,
@@ -168,7 +176,8 @@ def examine(
     memory=found,
     overflow=overflow,
     traffic=usage.traffic(program) if program else [],
-    buffers=usage.largest(program) if program else [],
+    buffers=buffers,
+    buffers_at_peak=at_peak,
     vocabulary=vocabulary_arrays(program, run, stage, mesh) if program else {},
     flops=flops.train_flops(run, stage),
     seconds=seconds,
@@ -202,6 +211,8 @@ def vocabulary_arrays(
   rows = stage.batch_size // stage.accumulate // sharding.batch_ways(mesh)
   # As many as the whole logits of a chip's rows, its share of the vocabulary.
   logits = rows * run.data.length * min(words)
+  # The last position predicts nothing.
+  whole = rows * (run.data.length - 1) * min(words)
   matrix = min(words) * min(pieces)
   found, forbidden = [], set()
   for made, array in usage.allocated(program):
@@ -215,7 +226,7 @@ def vocabulary_arrays(
     if others in tables:
       continue
     found.append((array.elements, str(array), program.source(made)))
-    if array.elements >= logits:
+    if array.elements >= whole:
       forbidden.add(f"{array} {program.source(made)}")
   elements, array, source = max(found, default=(0, "", ""))
   return {

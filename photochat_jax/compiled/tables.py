@@ -79,7 +79,8 @@ def _state(report: Report) -> rich.table.Table:
 
 
 def _overflow(report: Report) -> rich.table.Table | None:
-  if report.overflow is None:
+  # Where the compiler's plan is known, it tells more.
+  if report.overflow is None or not report.overflow.largest:
     return None
   return _table(
     "What it takes most for, as the compiler says",
@@ -116,15 +117,18 @@ def _traffic(report: Report) -> rich.table.Table:
 
 def _buffers(report: Report) -> rich.table.Table:
   return _table(
-    "Largest buffers, not all at once",
-    ("MB", "array", "by", "alike", "line"),
+    "Largest temporaries, when they take most"
+    if report.buffers_at_peak
+    else "Largest buffers, not all at once",
+    ("MB", "array", "alike", "MB of all", "line", "for"),
     [
       (
-        f"{row.array.nbytes / 1e6:,.1f}",
+        f"{row.nbytes / 1e6:,.1f}",
         str(row.array),
-        row.opcode,
         str(row.count),
-        row.source or row.op_name[-40:],
+        f"{row.count * row.nbytes / 1e6:,.1f}",
+        row.source.removeprefix("photochat_jax/"),
+        _shorten(row.op_name),
       )
       for row in report.buffers
     ],
@@ -154,6 +158,7 @@ def _sentences(report: Report) -> Iterable[str]:
       f"{share:.1f} % of the state is written over by the next "
       f"({'as wanted' if share >= 95 else 'WANTED'}: at least 95 %)."
     )
+  if report.vocabulary:
     yield from _vocabulary(report.vocabulary)
   yield (
     f"Traced in {report.seconds['lower']:.0f} s, compiled in "
@@ -188,6 +193,16 @@ def _table(
   for row in rows:
     table.add_row(*(rich.text.Text(cell) for cell in row))
   return table
+
+
+def _shorten(op_name: str, length: int = 48) -> str:
+  """What a name stack ends with, and the module it begins with."""
+  name = op_name.replace("\\'", "'").removeprefix("jit(step)/")
+  first = name.split("/")[0]
+  room = length - len(first) - 1
+  if len(name) <= length or room < 0:
+    return name[-length:]
+  return f"{first}…{name[-room:]}"
 
 
 def _is_number(cell: str) -> bool:

@@ -75,7 +75,8 @@ class Buffer(NamedTuple):
     opcode: what made it.
     op_name: where JAX traced it.
     source: `file:line` in the package, or the nearest there is.
-    count: how many alike the program has; not all of them live at once.
+    count: how many alike there are.
+    nbytes: of one, with padding where the compiler's plan is known.
   """
 
   array: Array
@@ -83,6 +84,7 @@ class Buffer(NamedTuple):
   op_name: str
   source: str
   count: int
+  nbytes: int
 
 
 def traffic(program: Program) -> list[Traffic]:
@@ -135,15 +137,20 @@ def allocated(program: Program) -> Iterator[tuple[Instruction, Array]]:
 
 
 def largest(program: Program, limit: int = 20) -> list[Buffer]:
-  """The largest results, those of one shape and one line together."""
+  """The largest results, those of one shape and one line together.
+
+  Not all of them are there at once: `plan.largest` knows which are.
+  """
   found: dict[tuple[Array, str], Buffer] = {}
   for made, array in allocated(program):
     source = program.source(made)
     buffer = found.get((array, source))
     if buffer is None:
-      buffer = Buffer(array, made.opcode, made.op_name, source, 0)
+      buffer = Buffer(
+        array, made.opcode, made.op_name, source, 0, array.nbytes
+      )
     found[array, source] = buffer._replace(count=buffer.count + 1)
-  return sorted(found.values(), key=lambda b: -b.array.nbytes)[:limit]
+  return sorted(found.values(), key=lambda b: -b.nbytes)[:limit]
 
 
 def part_of(op_name: str) -> str:

@@ -56,6 +56,7 @@ def test_tables_and_chunks_are_allowed(run):
   "array",
   [
     "f32[2,1024,32128]",
+    "f32[2,1023,32002]",
     "bf16[2048,32128]",
     "bf16[1,32002,2048]",
     "f32[8,1024,32128]",
@@ -80,8 +81,11 @@ def made(found=None, overflow=None):
     overflow=overflow,
     traffic=[usage.Traffic("UNet", "once", "forward", "all-gather", 1, 2, 3)],
     buffers=[
-      usage.Buffer(usage.Array("bf16", (3, 5)), "copy", "jit(f)", "a.py:1", 1)
+      usage.Buffer(
+        usage.Array("bf16", (3, 5)), "copy", "jit(f)", "a.py:1", 1, 4096
+      )
     ],
+    buffers_at_peak=True,
     vocabulary={
       "forbidden": [],
       "largest": "f32[2]",

@@ -93,3 +93,27 @@ def test_select_keeps_the_order_and_divides_completely():
 def test_a_regex_that_matches_nothing_is_an_error():
   with pytest.raises(ValueError, match="'unett/.*' matches no parameter"):
     partition.select((".*/bias", "unett/.*"), partition.flatten(PARAMS))
+
+
+def constrained(shape, *axes):
+  """Where `constrain` puts an array on a mesh of 2 x 3 x 4 devices."""
+  mesh = jax.sharding.AbstractMesh((2, 3, 4), ("data", "fsdp", "tensor"))
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.make_jaxpr(lambda x: partition.constrain(x, *axes))(
+      jax.ShapeDtypeStruct(shape, "float32")
+    )
+  (equation,) = traced.eqns
+  return tuple(equation.params["sharding"].spec)
+
+
+def test_an_activation_is_divided_by_rows_and_where_it_is_said():
+  rows = ("data", "fsdp")
+  assert constrained((12, 5, 8)) == (rows, None, None)
+  assert constrained((12, 5, 8), "tensor") == (rows, None, "tensor")
+  # What does not divide is left whole: 7 rows by 6, 6 numbers by 4.
+  assert constrained((7, 5, 6), "tensor") == (None, None, None)
+
+
+def test_without_a_mesh_nothing_is_said():
+  x = jnp.ones((2, 3))
+  assert partition.constrain(x) is x
