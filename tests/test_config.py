@@ -96,7 +96,7 @@ def test_every_field_has_one_comment():
         bare.append(f"{section.__name__}.{field.name}")
   # The sections themselves are told by their docstrings.
   parts = ("model", "loss", "optim", "ema", "mesh", "checkpoint", "log", "eval")
-  parts += ("data", "pretrained", "stages")
+  parts += ("data", "pretrained", "stages", "health")
   told = {f"RunConfig.{name}" for name in parts}
   assert set(bare) <= told
 

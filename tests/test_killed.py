@@ -4,6 +4,7 @@
 where.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -85,9 +86,9 @@ class Trainers:
 
 @pytest.fixture(scope="module")
 def trainers(request, tmp_path_factory):
-  # No start makes more than three steps before it is killed.
+  # Kills before and after the end of the first stage.
   kills = request.config.getoption("--kills")
-  steps = kills // 2 + 1, 3 * kills
+  steps = kills, 3 * kills
   found = Trainers(steps, tmp_path_factory.mktemp("trainers") / "log.txt")
   yield found
   found.close()
@@ -126,8 +127,15 @@ def saved(folder):
 
 
 def half_saved(folder):
-  """Names of checkpoints that are being written or never will be whole."""
-  return {p.name for p in (folder / "checkpoints").glob("*tmp*")}
+  """Checkpoints that are being written or never will be whole.
+
+  One that was left by a killed process has the name of the next one.
+  """
+  found = set()
+  for path in (folder / "checkpoints").glob("*tmp*"):
+    with contextlib.suppress(FileNotFoundError):  # It is whole by now.
+      found.add((path.name, path.stat().st_mtime_ns))
+  return found
 
 
 def assert_same(folder, whole):
@@ -141,11 +149,11 @@ def assert_same(folder, whole):
   rows = lines(whole / "metrics.jsonl")
   assert [row["step"] for row in rows] == sorted(wanted)
   assert lines(folder / "metrics.jsonl") == rows
-  assert lines_of(folder, "digests.json") == lines_of(whole, "digests.json")
+  assert digests(folder) == digests(whole)
 
 
-def lines_of(folder, name):
-  return json.loads((folder / name).read_text())
+def digests(folder):
+  return json.loads((folder / "digests.json").read_text())
 
 
 def test_killed_at_any_instant_it_goes_on_with_the_same_bits(
@@ -158,20 +166,20 @@ def test_killed_at_any_instant_it_goes_on_with_the_same_bits(
     resumed_from.append(saved(folder))
     old = half_saved(folder)
     process = trainers.start(folder)
-    number = len(starts(folder)) + 1
+    left = sum(trainers.steps) - resumed_from[-1]
+    batches = chance.randrange(1 + min(4, left // 4))
+    trainers.wait_until(
+      lambda kill=kill, batches=batches: (
+        list(map(len, starts(folder)[kill:])) >= [batches]
+      )
+    )
     if kill % 2 == 0:
-      # Some way into a save.
-      trainers.wait_until(lambda old=old: half_saved(folder) - old)
+      # Some way into the next save.
+      now = half_saved(folder)
+      trainers.wait_until(lambda now=now: half_saved(folder) - now)
       trainers.has_ended(chance.uniform(0.0, 0.05))
     else:
       # Some way into the start, or some time after a batch was taken.
-      batches = chance.randrange(3)
-      if batches:
-        trainers.wait_until(
-          lambda n=number, b=batches: [
-            *map(len, starts(folder)[n - 1 :]), 0
-          ][0] >= b
-        )
       trainers.has_ended(chance.uniform(0.0, 0.2 if batches else 5.0))
     os.kill(process, signal.SIGKILL)
     assert trainers.end() == -signal.SIGKILL
@@ -183,6 +191,7 @@ def test_killed_at_any_instant_it_goes_on_with_the_same_bits(
   trainers.finish()
   print(f"{kills} kills, {in_save} of them in a save, from {resumed_from}")
   assert in_save > 0
+  assert not half_saved(folder)
   assert_same(folder, whole)
   taken = 0
   for step, batches in zip(resumed_from, starts(folder), strict=True):

@@ -28,8 +28,8 @@ jax.distributed.initialize(address, 2, int(host))
 from photochat_jax import sharding
 from test_hosts import STEPS, make
 assert jax.process_count() == 2
-source = make(folder, (jax.process_index(), jax.process_count()))
 mesh = sharding.make_mesh()
+source = make(folder, sharding.rows_here(mesh, 4))
 found = {}
 for step, batch in zip(range(max(STEPS) + 1), source.batches()):
   if step not in STEPS:
@@ -43,8 +43,13 @@ np.savez(f"{folder}/host_{host}.npz", **found)
 """
 
 
-def make(folder, shard=(0, 1)):
-  """Batches of a run with every kind of change to photos, and a mixture."""
+def make(folder, rows=None):
+  """Batches of a run with every kind of change to photos, and a mixture.
+
+  Args:
+    folder: where the two sets are.
+    rows: of each batch of four, those to make; all by default.
+  """
   run = small_run.run_config(data={"crop": True, "flip": True})
   sets = [
     photochat.read_split(pathlib.Path(folder) / name, "train")[0]
@@ -57,7 +62,7 @@ def make(folder, shard=(0, 1)):
     *inputs.load_tokenizers(run),
     seed=3,
     stage="talk",
-    shard=shard,
+    rows=rows,
     mix=[pipeline.Part("two", 0.7, sets[1])],
   )
 
