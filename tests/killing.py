@@ -1,13 +1,14 @@
 """Starts trainers that can be killed; see test_killed.
 
-This process imports all there is to import, which takes long, and touches no
-device. For each line of its standard input, `STEPS STEPS FOLDER`, it forks a
-process that trains there, so many updates in each of two stages with a
-checkpoint after each update. It prints the process's number and, when that has
-ended, its exit code. In the folder are, beside what every run writes,
+This program imports all there is to import, which takes long, and touches no
+device. For each line of its standard input, `PROCESSES STEPS STEPS FOLDER`, it
+forks so many processes that together train there, so many updates in each of
+two stages with a checkpoint after each update. It prints the processes' numbers
+and, when they have ended, their exit codes. In the folder are, beside what
+every run writes,
 
-  batches.jsonl  a line for each start and for each batch as it is taken
-  digests.json   of the last state
+  batches.<process>.jsonl  a line for each start and for each batch it takes
+  digests.json             of the last state, where there is one process
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import socket
 import sys
 import traceback
 
@@ -23,6 +25,7 @@ import tensorflow  # noqa: F401 - imported before the forks.
 
 from photochat_jax import train, trainer
 from photochat_jax.config import LogConfig, StageConfig, StageLosses
+from photochat_jax.runtime import cluster
 from photochat_jax.state import digest
 
 
@@ -83,12 +86,12 @@ class Noted:
       yield batch
 
 
-def work(steps, folder):
+def work(process, address, steps, folder):
   """Trains, and returns the exit code."""
-  folder.mkdir(exist_ok=True)
+  path = folder / f"batches.{process}.jsonl"
 
   def note(**line):
-    with (folder / "batches.jsonl").open("a") as file:
+    with path.open("a") as file:
       file.write(json.dumps(line) + "\n")
 
   updates = trainer.Trainer.updates
@@ -97,31 +100,45 @@ def work(steps, folder):
   )
   note(start=os.getpid())
   try:
+    if address:
+      cluster.start(address, 2, process)
     state = train.train(run_config(steps), folder)
   except SystemExit as stopped:
     return stopped.code
   except BaseException:
     traceback.print_exc()
     return 1
-  (folder / "digests.json").write_text(
-    json.dumps({"params": digest(state.params), "state": digest(state)})
-  )
+  if not address:
+    digests = {"params": digest(state.params), "state": digest(state)}
+    (folder / "digests.json").write_text(json.dumps(digests))
   return 0
+
+
+def free_address():
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def main():
   print("ready", flush=True)
   for line in sys.stdin:
-    first, second, folder = line.strip().split(" ", 2)
-    child = os.fork()
-    if not child:
-      os.dup2(2, 1)
-      code = work((int(first), int(second)), pathlib.Path(folder))
-      sys.stderr.flush()
-      os._exit(code)
-    print(child, flush=True)
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    *numbers, folder = line.strip().split(" ", 3)
+    processes, *steps = map(int, numbers)
+    folder = pathlib.Path(folder)
+    folder.mkdir(exist_ok=True)
+    address = free_address() if processes > 1 else None
+    children = []
+    for process in range(processes):
+      children.append(os.fork())
+      if not children[-1]:
+        os.dup2(2, 1)
+        code = work(process, address, steps, folder)
+        sys.stderr.flush()
+        os._exit(code)
+    print(*children, flush=True)
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    print(*map(os.waitstatus_to_exitcode, ended), flush=True)
 
 
 if __name__ == "__main__":

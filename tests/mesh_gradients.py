@@ -1,8 +1,9 @@
-"""Run with eight devices: the joint stage's gradients on meshes of some of them.
+"""What the joint stage computes on meshes of some of eight devices.
 
-python mesh_gradients.py FOLDER 1x8x1 2x2x2 ...  prints a line of JSON for each
-mesh: how far its loss and gradients are from those of one device, and how the
-parameters it creates compare with those that one device creates.
+python mesh_gradients.py FOLDER gradients|creation 1x8x1 2x2x2 ...
+
+prints a line of JSON for each mesh: how far its loss and gradients are from
+those of one device, or how the state it creates compares with that of one.
 """
 
 import json
@@ -24,7 +25,8 @@ from photochat_jax.ops import partition
 JOINT, ROWS = 2, 8
 
 
-def make_mesh(sizes):
+def make_mesh(name):
+  sizes = [int(size) for size in name.split("x")]
   return sharding.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
 
 
@@ -76,7 +78,7 @@ class Joint:
 
       def call(*inputs):
         programs.append(function.lower(*inputs).compile())
-        return function(*inputs)
+        return programs[-1](*inputs)
 
       return call
 
@@ -88,48 +90,53 @@ class Joint:
     return state, program
 
 
-def compare(wanted, found):
-  """The worst leaf: (difference, largest value, path), by their quotient."""
-  floor = 1e-3  # Keys' biases have gradients that are nothing but rounding.
-  return max(
-    (
-      float(np.abs(found[path] - leaf).max()),
-      float(max(np.abs(leaf).max(), floor)),
-      path,
-    )
-    for path, leaf in wanted.items()
-  )
-
-
-def main(folder, *meshes):
-  joint = Joint(folder)
-  one = make_mesh((1, 1, 1))
-  loss, grads = joint.gradients(one)
-  state, program = joint.first_state(one)
-  leaves = partition.flatten(state)
-  whole = sum(leaf.nbytes for leaf in leaves.values())
-  for name in meshes:
-    mesh = make_mesh([int(size) for size in name.split("x")])
-    its_loss, its_grads = joint.gradients(mesh)
-    quotients = {
-      path: float(np.abs(its_grads[path] - leaf).max())
-      / max(float(np.abs(leaf).max()), FLOOR)
-      for path, leaf in grads.items()
-    }
-    worst = max(quotients, key=quotients.get)
-    row = {
-      "mesh": name,
-      "loss": loss,
-      "difference": abs(its_loss - loss),
-      "worst": [worst, quotients[worst]],
-      "absolute": max(
-        float(np.abs(its_grads[p] - leaf).max()) for p, leaf in grads.items()
-      ),
+def gradients(joint, names):
+  """Prints how far each mesh is from one device."""
+  loss, grads = joint.gradients(make_mesh("1x1x1"))
+  for name in names:
+    its_loss, found = joint.gradients(make_mesh(name))
+    row = {"mesh": name, "loss": [its_loss, loss]}
+    row["gradients"] = {
+      path: [
+        float(np.abs(found[path] - gradient).max()),
+        float(np.abs(gradient).max()),
+      ]
+      for path, gradient in grads.items()
     }
     print(json.dumps(row), flush=True)
 
 
-FLOOR = 1e-3
+def creation(joint, names):
+  """Prints what each mesh makes for a first state, and how large it is."""
+  state, _ = joint.first_state(make_mesh("1x1x1"))
+  wanted = partition.flatten(state)
+  for name in names:
+    state, program = joint.first_state(make_mesh(name))
+    found = partition.flatten(state)
+    memory = program.memory_analysis()
+    row = {
+      "mesh": name,
+      "unequal": [
+        path
+        for path, leaf in wanted.items()
+        if not np.array_equal(np.asarray(found[path]), np.asarray(leaf))
+      ],
+      "whole": sum(leaf.nbytes for leaf in wanted.values()),
+      "held": [
+        sum(
+          shard.data.nbytes
+          for leaf in found.values()
+          for shard in leaf.addressable_shards
+          if shard.device == device
+        )
+        for device in jax.devices()
+      ],
+      "made": memory.output_size_in_bytes,
+      "working": memory.temp_size_in_bytes,
+    }
+    print(json.dumps(row), flush=True)
+
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  what = {"gradients": gradients, "creation": creation}[sys.argv[2]]
+  what(Joint(sys.argv[1]), sys.argv[3:])

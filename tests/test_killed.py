@@ -23,7 +23,7 @@ UNSAVED = 2
 
 
 class Trainers:
-  """Starts trainers, one at a time, by `killing.py`."""
+  """Starts one run after the other, by `killing.py`."""
 
   def __init__(self, steps, log):
     self.steps, self._log = steps, log
@@ -53,19 +53,20 @@ class Trainers:
     assert line, self._log.read_text()
     return line.decode().strip()
 
-  def start(self, folder):
-    """The number of a process that trains in a folder from now on."""
-    first, second = self.steps
-    self._server.stdin.write(f"{first} {second} {folder}\n".encode())
-    return int(self._line())
+  def start(self, folder, processes=1):
+    """Goes on with the run of a folder; returns its processes' numbers."""
+    line = " ".join(map(str, (processes, *self.steps, folder)))
+    self._server.stdin.write(f"{line}\n".encode())
+    return [int(number) for number in self._line().split()]
 
   def end(self):
-    """The exit code of the one that was started last, when it has ended."""
-    return int(self._line())
+    """The exit codes of the run's processes, when they have ended."""
+    return [int(code) for code in self._line().split()]
 
   def finish(self):
-    """Waits for the one that was started last, which must succeed."""
-    assert self.end() == 0, self._log.read_text()
+    """Waits for the run's end, which must be a success."""
+    codes = self.end()
+    assert not any(codes), (codes, self._log.read_text())
 
   def has_ended(self, seconds):
     """Waits at most so long, and returns whether it has."""
@@ -74,7 +75,7 @@ class Trainers:
   def wait_until(self, holds):
     """Returns once that holds; what ends before it does is a failure."""
     while not holds():
-      if self.has_ended(0.001):
+      if self.has_ended(0.005):
         raise AssertionError(
           f"ended with {self.end()} before its time\n{self._log.read_text()}"
         )
@@ -109,10 +110,10 @@ def lines(path):
   return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def starts(folder):
-  """The batches that each start of a run took."""
+def starts(folder, process=0):
+  """The batches that a process took in each start of a run."""
   found = []
-  for line in lines(folder / "batches.jsonl"):
+  for line in lines(folder / f"batches.{process}.jsonl"):
     if "start" in line:
       found.append([])
     else:
@@ -165,7 +166,7 @@ def test_killed_at_any_instant_it_goes_on_with_the_same_bits(
   for kill in range(kills):
     resumed_from.append(saved(folder))
     old = half_saved(folder)
-    process = trainers.start(folder)
+    (process,) = trainers.start(folder)
     left = sum(trainers.steps) - resumed_from[-1]
     batches = chance.randrange(1 + min(4, left // 4))
     trainers.wait_until(
@@ -182,7 +183,7 @@ def test_killed_at_any_instant_it_goes_on_with_the_same_bits(
       # Some way into the start, or some time after a batch was taken.
       trainers.has_ended(chance.uniform(0.0, 0.2 if batches else 5.0))
     os.kill(process, signal.SIGKILL)
-    assert trainers.end() == -signal.SIGKILL
+    assert trainers.end() == [-signal.SIGKILL]
     in_save += bool(half_saved(folder) - old)
     # What was saved stays.
     assert saved(folder) >= resumed_from[-1]
@@ -205,10 +206,10 @@ def test_told_to_end_it_saves_and_no_step_is_made_again(
   trainers, whole, tmp_path
 ):
   folder = tmp_path / "run"
-  process = trainers.start(folder)
+  (process,) = trainers.start(folder)
   trainers.wait_until(lambda: len(sum(starts(folder), [])) >= 2)
   os.kill(process, signal.SIGTERM)
-  assert trainers.end() == 75
+  assert trainers.end() == [75]
   step = saved(folder)
   assert 2 <= step < sum(trainers.steps)
   assert not half_saved(folder)
@@ -218,3 +219,34 @@ def test_told_to_end_it_saves_and_no_step_is_made_again(
   before, after = starts(folder)
   assert [line["step"] for line in before] == list(range(1, step + 1))
   assert after[0]["step"] == step + 1
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_told_and_both_save_the_same_step(
+  trainers, whole, tmp_path
+):
+  folder = tmp_path / "run"
+  _, told = trainers.start(folder, processes=2)
+  trainers.wait_until(lambda: len(sum(starts(folder), [])) >= 2)
+  os.kill(told, signal.SIGTERM)
+  assert trainers.end() == [75, 75]
+  step = saved(folder)
+  assert 2 <= step < sum(trainers.steps)
+  assert not half_saved(folder)
+  trainers.start(folder, processes=2)
+  trainers.finish()
+  (wanted,) = starts(whole)
+  wanted = [(line["step"], line["examples"]) for line in wanted]
+  for process in (0, 1):
+    before, after = (
+      [(line["step"], line["examples"]) for line in start]
+      for start in starts(folder, process)
+    )
+    assert before == wanted[:step]
+    assert after == wanted[step:]
+  # Sums in another order: not the same bits as one process's.
+  rows = lines(folder / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [number for number, _ in wanted]
+  assert [row["train/loss"] for row in rows] == pytest.approx(
+    [row["train/loss"] for row in lines(whole / "metrics.jsonl")], rel=1e-4
+  )

@@ -22,6 +22,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from photochat_jax.runtime.watchdog import STUCK
+
 TIMEOUT = 300
 """Seconds that processes wait for each other at the start."""
 
@@ -84,7 +86,8 @@ def find(
   """
   given = {
     "coordinator_address": coordinator_address
-    or environment.get("JAX_COORDINATOR_ADDRESS"),
+    or environment.get("JAX_COORDINATOR_ADDRESS")
+    or None,
     "num_processes": _number(environment, "JAX_NUM_PROCESSES", num_processes),
     "process_id": _number(environment, "JAX_PROCESS_ID", process_id),
   }
@@ -226,7 +229,7 @@ def start(
   Raises:
     ClusterError: what was given is not whole, or the others are not found.
       Where they are found and do not come, the process ends with a sentence
-      and exit code 2, because JAX would abort it.
+      and the exit code `watchdog.STUCK`, start all again: JAX would abort it.
   """
   cluster = find(os.environ, coordinator_address, num_processes, process_id)
   if cluster is None:
@@ -281,7 +284,7 @@ def _time_limit(cluster: Cluster, seconds: int) -> Iterator[None]:
       "for every process, and see that each can reach the first one.\n"
     )
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(STUCK)
 
   timer = threading.Timer(seconds, give_up)
   timer.daemon = True
