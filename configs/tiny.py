@@ -4,7 +4,7 @@ python -m photochat_jax.main --config=configs/tiny.py --workdir=runs/tiny
 
 Synthetic photo dialogues are written to WORKDIR/data, the parts are trained
 apart and then jointly, and a table and a report are made of dialogues whose
-scenes were never seen in training: about ten minutes and 3.6 GB on two cores.
+scenes were never seen in training: about ten minutes and 4.1 GB on two cores.
 The README has the figures to expect.
 
 On a folder in PhotoChat's layout instead:
