@@ -94,7 +94,10 @@ def main(argv: list[str]) -> None:
   del argv
   if _CONFIG.value is None or _TOPOLOGY.value is None:
     _stop("Give --config=FILE, one of configs/, and --topology=v5p:4x4x2.")
-  topology.use_environment()
+  try:
+    topology.use_environment(_TOPOLOGY.value)
+  except ValueError as error:
+    _stop(error)
   # A program of the cache would tell another compilation's time.
   jax.config.update("jax_enable_compilation_cache", False)
   told = _Told()

@@ -6,6 +6,7 @@ sheet, which mean 7 % more on some: the stricter reading.
 
 import dataclasses
 import importlib.metadata
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from photochat_jax.compiled.hlo import Program
 from photochat_jax.compiled.step import abstract_step
 from photochat_jax.compiled.topology import Topology
 from photochat_jax.config import RunConfig
-from photochat_jax.runtime import flops
+from photochat_jax.runtime import flops, xla_flags
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
@@ -165,6 +166,7 @@ def examine(
       "moments": bool(run.data.moments),
       "captions": f"{run.bridge.draw}, {run.bridge.retokenise}",
       "peak_tflops": topology.chip.tflops,
+      "flags": os.environ.get(xla_flags.variable(topology.chip.name), ""),
       "versions": {
         name: importlib.metadata.version(name) for name in _PACKAGES
       },

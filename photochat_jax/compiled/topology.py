@@ -22,7 +22,7 @@ import jax
 from jax.experimental import topologies
 
 from photochat_jax.config_check import ConfigError
-from photochat_jax.runtime import flops
+from photochat_jax.runtime import flops, xla_flags
 
 # What libtpu reads when it is loaded.
 ENVIRONMENT = {
@@ -81,9 +81,21 @@ class Topology(NamedTuple):
     return self.chip.hbm_gb * 1e9
 
 
-def use_environment() -> None:
-  """Sets what compiling without devices needs; call it before JAX is used."""
-  os.environ.update(ENVIRONMENT)
+def use_environment(name: str) -> None:
+  """Sets what compiling without devices needs; call it before JAX is used.
+
+  The compiler gets the flags that a run on such chips gets (`xla_flags`).
+
+  Args:
+    name: of the topology.
+
+  Raises:
+    ConfigError: no TPU is called that.
+  """
+  kind, _ = parse(name)
+  variable = xla_flags.variable(kind)
+  flags = xla_flags.value(kind, os.environ.get(variable, ""))
+  os.environ.update(ENVIRONMENT | {variable: flags})
   jax.config.update("jax_platforms", "cpu")
 
 

@@ -124,7 +124,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from photochat_jax.compiled import hlo, plan, topology
 
-topology.use_environment()
+topology.use_environment("v5e:2x2")
 devices = topology.describe("v5e:2x2").devices
 mesh = Mesh(np.array(devices), ("x",), axis_types=(AxisType.Auto,))
 

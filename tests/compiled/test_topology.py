@@ -41,11 +41,25 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
     topology.describe("v5e:2x2")
 
 
-def test_devices_and_memory_of_a_topology(monkeypatch):
-  pytest.importorskip("libtpu", reason="needs pip install -e '.[tpu]'")
-  for name in topology.ENVIRONMENT:
+@pytest.fixture
+def environment(monkeypatch):
+  for name in (*topology.ENVIRONMENT, "LIBTPU_INIT_ARGS"):
     monkeypatch.setenv(name, os.environ.get(name, ""))  # To be put back.
-  topology.use_environment()
+
+
+def test_the_compiler_gets_what_a_run_on_the_chip_gets(
+  monkeypatch, environment
+):
+  monkeypatch.setenv("LIBTPU_INIT_ARGS", "--mine=1")
+  topology.use_environment("v5p-64")
+  flags = os.environ["LIBTPU_INIT_ARGS"].split()
+  assert flags[0] == "--mine=1"
+  assert "--xla_enable_async_all_gather=true" in flags
+
+
+def test_devices_and_memory_of_a_topology(environment):
+  pytest.importorskip("libtpu", reason="needs pip install -e '.[tpu]'")
+  topology.use_environment("v5e:2x2")
   v4, v5e = topology.describe("v4-8"), topology.describe("v5e:2x2")
   # Google's pages: 32 GB and 16 GB a chip.
   assert (v4.name, len(v4.devices), v4.hbm) == ("v4:2x2x1", 4, 32e9)
