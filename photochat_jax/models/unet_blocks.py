@@ -60,7 +60,9 @@ class Conv(nn.Module):
       self.padding,
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return out + bias.astype(self.dtype)
+    # On a mesh of three axes larger than 1, XLA (jax 0.10.2) gives wrong
+    # gradients to a norm before two convolutions that it places itself.
+    return partition.constrain(out + bias.astype(self.dtype))
 
 
 class GroupNorm(nn.Module):
@@ -129,7 +131,7 @@ class ResnetBlock(nn.Module):
     hidden = conv(kernel_init=BRANCH_INIT, name="conv2")(hidden)
     if x.shape[-1] != self.features:
       x = Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
-    return partition.constrain(x + hidden)
+    return x + hidden
 
 
 class Downsample(nn.Module):
