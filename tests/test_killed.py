@@ -89,7 +89,7 @@ class Trainers:
 def trainers(request, tmp_path_factory):
   # Kills before and after the end of the first stage.
   kills = request.config.getoption("--kills")
-  steps = kills, 3 * kills
+  steps = kills // 2, 3 * kills
   found = Trainers(steps, tmp_path_factory.mktemp("trainers") / "log.txt")
   yield found
   found.close()
@@ -167,21 +167,23 @@ def test_killed_at_any_instant_it_goes_on_with_the_same_bits(
     resumed_from.append(saved(folder))
     old = half_saved(folder)
     (process,) = trainers.start(folder)
-    left = sum(trainers.steps) - resumed_from[-1]
-    batches = chance.randrange(1 + min(4, left // 4))
+    # So few that the run does not end before.
+    most = min(4, (sum(trainers.steps) - resumed_from[-1]) // 4)
+    to_save = kill % 2 == 0
+    batches = chance.randint(min(most, to_save), most)
     trainers.wait_until(
       lambda kill=kill, batches=batches: (
         list(map(len, starts(folder)[kill:])) >= [batches]
       )
     )
-    if kill % 2 == 0:
+    if to_save:
       # Some way into the next save.
       now = half_saved(folder)
       trainers.wait_until(lambda now=now: half_saved(folder) - now)
       trainers.has_ended(chance.uniform(0.0, 0.05))
     else:
       # Some way into the start, or some time after a batch was taken.
-      trainers.has_ended(chance.uniform(0.0, 0.2 if batches else 5.0))
+      trainers.has_ended(chance.uniform(0.0, 0.2 if batches else 3.0))
     os.kill(process, signal.SIGKILL)
     assert trainers.end() == [-signal.SIGKILL]
     in_save += bool(half_saved(folder) - old)
