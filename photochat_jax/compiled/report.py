@@ -227,6 +227,11 @@ def vocabulary_arrays(
       forbidden.add(f"{array} {program.source(made)}")
     if others in tables:
       continue
+    # A TPU gathers a large table in pieces, each beside other work; one may
+    # have as many columns as a chip has positions.
+    piece = len(others) == 1 and not width % others[0]
+    if piece and usage.gathers(program, made, array):
+      continue
     found.append((array.elements, str(array), program.source(made)))
     if array.elements >= whole:
       forbidden.add(f"{array} {program.source(made)}")

@@ -136,6 +136,20 @@ def allocated(program: Program) -> Iterator[tuple[Instruction, Array]]:
         yield made, Array(*array)
 
 
+def gathers(program: Program, made: Instruction, array: Array) -> bool:
+  """Whether a result of `made` is an all-gather's, its own or one inside."""
+  inside = [
+    instruction
+    for name in made.called()
+    for instruction in program.computations.get(name, ())
+  ]
+  return any(
+    instruction.opcode.startswith("all-gather")
+    and array in [Array(*one) for one in arrays(instruction.shape)]
+    for instruction in (made, *inside)
+  )
+
+
 def largest(program: Program, limit: int = 20) -> list[Buffer]:
   """The largest results, those of one shape and one line together.
 
@@ -146,9 +160,7 @@ def largest(program: Program, limit: int = 20) -> list[Buffer]:
     source = program.source(made)
     buffer = found.get((array, source))
     if buffer is None:
-      buffer = Buffer(
-        array, made.opcode, made.op_name, source, 0, array.nbytes
-      )
+      buffer = Buffer(array, made.opcode, made.op_name, source, 0, array.nbytes)
     found[array, source] = buffer._replace(count=buffer.count + 1)
   return sorted(found.values(), key=lambda b: -b.nbytes)[:limit]
 

@@ -29,13 +29,26 @@ def run():
   return config_lib.build(module.get_config(""))
 
 
-def look(run, *arrays):
-  """What is found of arrays among the logits of 2 x 128 positions."""
+def look(run, *arrays, gathered=()):
+  """What is found of arrays among the logits of 2 x 128 positions.
+
+  Those `gathered` are the results of fusions with an all-gather inside.
+  """
+  bodies = "".join(
+    f"%body.{number} (p: f32[]) -> {array} {{\n"
+    f"  %g.{number} = {array} all-gather(%p), dimensions={{1}}\n"
+    f"  ROOT %d.{number} = {array} custom-call(%g.{number})\n}}\n"
+    for number, array in enumerate(gathered)
+  )
+  calls = "".join(
+    f"  %c.{number} = {array} fusion(%x), calls=%body.{number}\n"
+    for number, array in enumerate(gathered)
+  )
   lines = "".join(
     f"  %a.{number} = {array} broadcast(%zero), dimensions={{}}\n"
     for number, array in enumerate(("f32[2,128,32128]", *arrays))
   )
-  text = f"ENTRY %main (x: f32[]) -> f32[] {{\n{lines}}}\n"
+  text = f"{bodies}ENTRY %main (x: f32[]) -> f32[] {{\n{lines}{calls}}}\n"
   stage = dataclasses.replace(run.stages[0], batch_size=8, accumulate=1)
   return report.vocabulary_arrays(hlo.Program(text), run, stage, FakeMesh())
 
@@ -50,6 +63,15 @@ def test_tables_and_chunks_are_allowed(run):
   # 8 rows of 1,024 on 4 ways.
   assert found["batch_length_vocabulary"] == 2 * 1024 * 32002
   assert found["vocabularies"] == 32002 * 49408
+
+
+def test_a_piece_of_a_table_is_allowed_where_it_is_gathered(run):
+  # As many columns as a chip has positions, and half of the table's.
+  assert look(run, "bf16[32128,2048]")["forbidden"]
+  assert not look(run, gathered=["bf16[32128,2048]"])["forbidden"]
+  # Logits would be no piece of the table, were they gathered.
+  for logits in ("bf16[2,1024,32128]", "bf16[32128,3072]"):
+    assert look(run, gathered=[logits])["forbidden"]
 
 
 @pytest.mark.parametrize(
