@@ -31,6 +31,28 @@ def test_split_refuses_a_regex_that_matches_nothing():
     optim.split(PARAMS, ("unet/.*", "lora/.*"))
 
 
+def test_what_no_stage_to_come_trains_is_held_narrow():
+  params = {
+    "unet": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+    "vae": {"kernel": jnp.ones(2)},
+    "text_model": {"kernel": jnp.ones(2), "count": jnp.ones(2, jnp.int32)},
+    "qformer": {"kernel": jnp.ones(2)},
+  }
+  stages = (
+    StageConfig(name="now", steps=1, trainable=("unet/kernel",)),
+    StageConfig(name="later", steps=1, trainable=("qformer/.*",)),
+    StageConfig(name="left out", steps=0, trainable=("text_model/.*",)),
+  )
+  held = optim.hold_frozen(params, stages, "bfloat16")
+  assert jax.tree.map(lambda leaf: leaf.dtype.name, held) == {
+    "unet": {"kernel": "float32", "bias": "bfloat16"},
+    # Precomputed moments are known by its weights.
+    "vae": {"kernel": "float32"},
+    "text_model": {"kernel": "bfloat16", "count": "int32"},
+    "qformer": {"kernel": "float32"},
+  }
+
+
 def test_only_the_trainable_tree_is_differentiated():
   trainable, frozen = optim.split(PARAMS, ("vae/.*",))
 

@@ -39,6 +39,15 @@ def rows(folder):
   return [json.loads(line) for line in lines]
 
 
+def copy_until(step, folder, target):
+  """A copy of a run that was saved at no later step."""
+  shutil.copytree(folder, target)
+  for saved in (target / "checkpoints").iterdir():
+    if saved.name.isdigit() and int(saved.name) > step:
+      shutil.rmtree(saved)
+  return target
+
+
 def pixels(path, size=None):
   with Image.open(path) as photo:
     photo = photo.convert("RGB")
@@ -70,13 +79,36 @@ def test_every_stage_leaves_its_rows_samples_and_checkpoint(finished):
 def test_resuming_anywhere_gives_the_same_bits(finished, tmp_path, step):
   """In a stage, at its boundary, and in the last stage."""
   run, folder, state = finished
-  shutil.copytree(folder, tmp_path / "run")
-  for saved in (tmp_path / "run" / "checkpoints").iterdir():
-    if saved.name.isdigit() and int(saved.name) > step:
-      shutil.rmtree(saved)
+  copy_until(step, folder, tmp_path / "run")
   resumed = train.train(run, tmp_path / "run")
   assert digest(resumed) == digest(state)
   assert rows(tmp_path / "run") == rows(folder)
+
+
+def test_frozen_parameters_are_narrow_from_the_stage_on_that_freezes_them(
+  tmp_path,
+):
+  """At a boundary a part is narrowed; resumed across it, bits are the same."""
+  run = small_run.run_config(
+    frozen_dtype="bfloat16",
+    checkpoint=dataclasses.replace(
+      small_run.run_config().checkpoint, every_steps=1, keep=10
+    ),
+  )
+  run = dataclasses.replace(run, stages=run.stages[1:])
+  whole = tmp_path / "whole"
+  state = train.train(run, whole)
+
+  def dtypes(parameters):
+    return {leaf.dtype.name for leaf in jax.tree.leaves(parameters)}
+
+  # The generator's stage trained it; the joint one does not.
+  assert dtypes(state.params["text_model"]) == {"bfloat16"}
+  assert dtypes(state.params["unet"]) == {"float32"}
+  assert dtypes(state.params["language_model"]) == {"float32"}
+  for step in (1, 3):
+    folder = copy_until(step, whole, tmp_path / str(step))
+    assert digest(train.train(run, folder)) == digest(state)
 
 
 def test_a_finished_run_trains_no_more(finished):

@@ -193,7 +193,7 @@ def vocabulary_arrays(
 
   Sought are arrays with a dimension of the language model's vocabulary, whole
   or a device's share. Its tables are not meant: the vocabulary and the hidden
-  width or a share of it, in any order.
+  width, a share of it, or a piece of it that is gathered, in any order.
 
   Returns:
     `forbidden`, the names of what is not allowed; `largest`, the largest array
