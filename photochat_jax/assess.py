@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from photochat_jax import chat, generate, losses
+from photochat_jax import chat, generate, losses, objective
 from photochat_jax.data import dialogue as dialogue_lib
 from photochat_jax.data import images, schema, synthetic
 from photochat_jax.data.spec import LeftOut
@@ -247,17 +247,9 @@ def _score(
   model: PhotoChat, params: Any, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
   """Summed loss of a batch's text tokens, and how many they are."""
-  hidden, _ = model.converse(
-    params,
-    batch["tokens"],
-    batch["positions"],
-    batch["segments"],
-    model.perceive(params, batch["photos_in"]),
-    batch["visual_index"],
-  )
   _, sums = losses.next_token(
     lambda h: model.logits(params, h),
-    hidden,
+    objective.converse(model, params, batch),
     batch["tokens"],
     batch["loss_kind"],
     {losses.TEXT: 1.0, losses.CAPTION: 0.0},

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from photochat_jax.config import RunConfig
+from photochat_jax.config import RunConfig, StageConfig
 from photochat_jax.models import bridge
 
 # (y int32[X, n], mask bool[X, n]) -> clip_tokens int32[X, m],
@@ -26,6 +26,20 @@ Retokenise = Callable[
 
 # What each photo's random numbers are for.
 DROPOUT, POSTERIOR, DIFFUSION, GUMBEL = range(4)
+
+
+def draws_own(run: RunConfig, stage: StageConfig) -> bool:
+  """Whether a stage's photos are drawn from captions of the model's own."""
+  return bool(
+    stage.data == "dialogues"
+    and stage.losses.photo
+    and run.bridge.draw != "gold"
+  )
+
+
+def draws_in_program(run: RunConfig, stage: StageConfig) -> bool:
+  """Whether it does, and the update's program calls the tokenizer itself."""
+  return draws_own(run, stage) and run.bridge.retokenise == "callback"
 
 
 def photo_keys(

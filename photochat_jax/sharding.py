@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from photochat_jax.config import ConfigError, StageConfig
 from photochat_jax.ops import partition
 
 AXES = ("data", "fsdp", "tensor")
@@ -182,6 +183,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_ways(mesh: Mesh) -> int:
   """Ways in which the rows of a batch are divided."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_rows(stage: StageConfig, mesh: Mesh) -> None:
+  """Checks that a stage's rows, or parts of them, divide over the devices.
+
+  Raises:
+    ConfigError: they do not.
+  """
+  ways = batch_ways(mesh)
+  if stage.batch_size % (ways * stage.accumulate):
+    raise ConfigError(
+      f"config.stages.{stage.name}.batch_size is {stage.batch_size}; it must "
+      f"be a multiple of {ways} (mesh.data x mesh.fsdp) times accumulate, "
+      f"{stage.accumulate}."
+    )
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> list[int]:

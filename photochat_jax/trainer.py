@@ -18,6 +18,7 @@ from absl import logging
 from etils import epath
 
 from photochat_jax import (
+  captions,
   feed,
   initial,
   latents,
@@ -29,7 +30,7 @@ from photochat_jax import (
   validation,
 )
 from photochat_jax.checkpoints.manager import Checkpoints
-from photochat_jax.config import ConfigError, RunConfig, StageConfig
+from photochat_jax.config import RunConfig, StageConfig
 from photochat_jax.data import pipeline, vocabulary
 from photochat_jax.initial import Leg
 from photochat_jax.models.photochat import PhotoChat
@@ -77,13 +78,7 @@ class Trainer:
     Raises:
       ConfigError: the rows cannot be divided over the devices.
     """
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    if stage.batch_size % (ways * stage.accumulate):
-      raise ConfigError(
-        f"config.stages.{stage.name}.batch_size is {stage.batch_size}; it must "
-        f"be a multiple of {ways} (mesh.data x mesh.fsdp) times accumulate, "
-        f"{stage.accumulate}."
-      )
+    sharding.check_rows(stage, self.mesh)
     data = self.feed.batches(stage.data, stage.batch_size, stage.name)
     for line in self.feed.describe(stage.name, data):
       self.progress.message(line)
@@ -118,16 +113,17 @@ class Trainer:
         bad = error.with_traceback(None)
       if bad is not None:
         state = self.go_back(leg, bad)
-    if stage.losses.autoencoder:
-      photos = self.feed.plain_batches("photos", 64, "scale")
-      state = state.replace(
-        latent_scale=latents.measure_scale(self.model, state.params, photos)
-      )
-    self.sample(stage, state)
-    if following:
-      state = initial.begin_stage(self.run, following, state)
-      state = sharding.shard_state(state, self.mesh)
-    self.save(leg.end, stage, state)
+    with self.watchdog.paused():
+      if stage.losses.autoencoder:
+        photos = self.feed.plain_batches("photos", 64, "scale")
+        state = state.replace(
+          latent_scale=latents.measure_scale(self.model, state.params, photos)
+        )
+      self.sample(stage, state)
+      if following:
+        state = initial.begin_stage(self.run, following, state)
+        state = sharding.shard_state(state, self.mesh)
+      self.save(leg.end, stage, state)
     if broken := self.feed.take_broken(data):
       self.progress.message(f"Stage {stage.name}: {broken}")
     # A stage's programs are of no use to the next one, and take memory.
@@ -259,15 +255,10 @@ class Trainer:
     """The stage's update, jitted with the state donated."""
     run = self.run
     trainable, _ = optim.split(state.params, leg.stage.trainable)
-    draws = (
-      leg.stage.data == "dialogues"
-      and leg.stage.losses.photo
-      and run.bridge.draw != "gold"
-    )
     retokenise = vocabulary.Retokeniser(
       self.llm_tokenizer, self.clip_tokenizer, run.bridge.max_tokens
     )
-    in_program = draws and run.bridge.retokenise == "callback"
+    in_program = captions.draws_in_program(run, leg.stage)
     where = sharding.state_shardings(state, self.mesh)
     step_fn = jax.jit(
       train_step.make_train_step(
@@ -284,7 +275,7 @@ class Trainer:
       out_shardings=(where, None),
       donate_argnums=0,
     )
-    if not draws or in_program:
+    if in_program or not captions.draws_own(run, leg.stage):
       return step_fn
     draw_fn = jax.jit(
       train_step.make_draw_step(self.model, run, leg.index, leg.start),

@@ -51,7 +51,7 @@ LAYERS = (
   ("beam", ("models.", "decoding")),
   ("generate", (*SHARED, "decoding", "inputs")),
   ("chat", (*SHARED, "generate", "inputs", "record")),
-  ("assess", (*SHARED, "generate", "inputs", "chat")),
+  ("assess", (*SHARED, "generate", "inputs", "chat", "objective")),
   ("showcase", (*SHARED, "generate", "inputs", "chat")),
   (
     "evaluate",
@@ -73,6 +73,7 @@ LAYERS = (
     (
       *SHARED,
       "optim",
+      "captions",
       "objective",
       "train_step",
       "validation",
@@ -95,7 +96,15 @@ LAYERS = (
   # What the compiler says of the step, without the devices.
   (
     "compiled.",
-    (*SHARED, "compiled.", "optim", "train_step", "inputs", "initial"),
+    (
+      *SHARED,
+      "compiled.",
+      "optim",
+      "captions",
+      "train_step",
+      "inputs",
+      "initial",
+    ),
   ),
   ("main", ("",)),
 )

@@ -1,5 +1,6 @@
 """Every parameter has a place on every mesh."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from photochat_jax import sharding
+from photochat_jax.config import ConfigError, StageConfig
 from photochat_jax.state import TrainState
 
 
@@ -22,6 +24,14 @@ class FakeMesh:
 
 
 MESH = FakeMesh(data=2, fsdp=4, tensor=2)
+
+
+@pytest.mark.parametrize("rows, accumulate", [(12, 1), (8, 2), (20, 2)])
+def test_rows_that_do_not_divide_are_refused_with_the_stage(rows, accumulate):
+  stage = StageConfig(name="joint", batch_size=rows, accumulate=accumulate)
+  with pytest.raises(ConfigError, match=f"joint.batch_size is {rows}; .* of 8"):
+    sharding.check_rows(stage, MESH)
+  sharding.check_rows(dataclasses.replace(stage, batch_size=16), MESH)
 
 
 @pytest.mark.parametrize(

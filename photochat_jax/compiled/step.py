@@ -11,8 +11,15 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from photochat_jax import initial, inputs, optim, sharding, train_step
-from photochat_jax.config import ConfigError, RunConfig, StageConfig
+from photochat_jax import (
+  captions,
+  initial,
+  inputs,
+  optim,
+  sharding,
+  train_step,
+)
+from photochat_jax.config import ConfigError, RunConfig
 from photochat_jax.data import pipeline
 from photochat_jax.models.photochat import PhotoChat
 
@@ -94,12 +101,7 @@ def abstract_step(run: RunConfig, mesh: Any, index: int = -1) -> AbstractStep:
   """
   index %= len(run.stages)
   model, stage = PhotoChat(run.model), run.stages[index]
-  ways = mesh.shape["data"] * mesh.shape["fsdp"] * stage.accumulate
-  if stage.batch_size % ways:
-    raise ConfigError(
-      f"config.stages.{stage.name}.batch_size is {stage.batch_size}; it must "
-      f"be a multiple of {ways}, mesh.data x mesh.fsdp x accumulate."
-    )
+  sharding.check_rows(stage, mesh)
   leg = initial.Leg(index, stage, 0, stage.steps)
   state = initial.abstract_state(run, model, mesh, leg)
   slots = run.model.text.max_position_embeddings
@@ -115,7 +117,7 @@ def abstract_step(run: RunConfig, mesh: Any, index: int = -1) -> AbstractStep:
       optim.make_optimizer(run.optim, run.health, stage, trainable),
       np.zeros(slots, np.int32),
       vocabulary_map,
-      _never if _draws_inside(run, stage) else None,
+      _never if captions.draws_in_program(run, stage) else None,
       mesh,
     )
     return update(state, batch)
@@ -129,16 +131,6 @@ def abstract_step(run: RunConfig, mesh: Any, index: int = -1) -> AbstractStep:
     state=state,
     batch=_batch(run, stage, mesh),
     vocabulary_map=_vocabulary_map(run.model.language.vocab_size, repeated),
-  )
-
-
-def _draws_inside(run: RunConfig, stage: StageConfig) -> bool:
-  """Whether the program calls the tokenizer, as the trainer decides it."""
-  return (
-    stage.data == "dialogues"
-    and bool(stage.losses.photo)
-    and run.bridge.draw != "gold"
-    and run.bridge.retokenise == "callback"
   )
 
 
