@@ -16,10 +16,10 @@ import hashlib
 import json
 import os
 import pathlib
-import socket
 import sys
 import traceback
 
+import pair
 import small_run
 import tensorflow  # noqa: F401 - imported before the forks.
 
@@ -114,12 +114,6 @@ def work(process, address, steps, folder):
   return 0
 
 
-def free_address():
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 def main():
   print("ready", flush=True)
   for line in sys.stdin:
@@ -127,7 +121,7 @@ def main():
     processes, *steps = map(int, numbers)
     folder = pathlib.Path(folder)
     folder.mkdir(exist_ok=True)
-    address = free_address() if processes > 1 else None
+    address = pair.free_address() if processes > 1 else None
     children = []
     for process in range(processes):
       children.append(os.fork())

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import pair
 import pytest
 import random_params
 import small_run
@@ -408,27 +408,14 @@ print(*encoders.identity(run, divided))
 @pytest.mark.slow
 def test_two_connected_processes(trained, photos, made, tmp_path):
   """As a pod runs it, with parameters that lie on both."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
   code = CONNECTED.format(
     path=[str(ROOT)],
-    address=address,
+    address=pair.free_address(),
     run=trained[0],
     photos={i: str(path) for i, path in photos.items()},
     out=str(tmp_path),
   )
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", code, str(host)],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for host in range(2)
-  ]
-  told = [process.communicate() for process in processes]
-  assert [p.returncode for p in processes] == [0, 0], told
+  told = pair.run(lambda host: ("-c", code, host), timeout=600)
   names = " ".join(encoders.identity(trained[1], trained[3]))
   assert all(out.splitlines()[-1] == names for out, _ in told)
   store = moments.open_store(tmp_path)

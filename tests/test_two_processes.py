@@ -2,21 +2,30 @@
 
 import json
 import os
-import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 
 import numpy as np
+import pair
 import pytest
 import two_processes
 from PIL import Image
 
 from photochat_jax import evaluate, train
 
-# Compiled in half the time; each process compiles everything.
-FAST = "--xla_backend_optimization_level=0"
+# What srun sets for each of two tasks, alone on its machine.
+ENVIRONMENT = {
+  "SLURM_JOB_ID": "1",
+  "SLURM_NTASKS": "2",
+  "SLURM_PROCID": str,
+  "SLURM_LOCALID": "0",
+  "SLURM_STEP_NODELIST": "127.0.0.1",
+  "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+  "JAX_NUM_CPU_DEVICES": "1",
+  # Compiled in half the time; each process compiles everything.
+  "XLA_FLAGS": (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+  ),
+}
 
 
 @pytest.fixture(
@@ -37,45 +46,13 @@ def together(tmp_path_factory, alone):
   place = tmp_path_factory.mktemp("together")
   stages, folder, *_ = alone
   other = copy_but_last(stages, folder, place / "other")
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  running = [
-    subprocess.Popen(
-      [sys.executable, two_processes.__file__, stages, place / "run", other],
-      env=environment(number, port),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for number in (0, 1)
-  ]
-  try:
-    said = [process.communicate(timeout=900) for process in running]
-  finally:
-    for process in running:
-      process.kill()
-  for process, (_, error) in zip(running, said, strict=True):
-    assert process.returncode == 0, error
+  said = pair.run(
+    lambda number: (two_processes.__file__, stages, place / "run", other),
+    timeout=900,
+    **ENVIRONMENT,
+    JAX_COORDINATOR_PORT=pair.free_address().split(":")[1],
+  )
   return place / "run", other, said
-
-
-def environment(number, port):
-  """What srun sets for one of two tasks, each alone on its machine."""
-  tests = pathlib.Path(__file__).parent
-  return {
-    **os.environ,
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FAST}",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "JAX_COORDINATOR_PORT": str(port),
-    "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent))),
-    "SLURM_JOB_ID": "1",
-    "SLURM_NTASKS": "2",
-    "SLURM_PROCID": str(number),
-    "SLURM_LOCALID": "0",
-    "SLURM_STEP_NODELIST": "127.0.0.1",
-    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
-  }
 
 
 def copy_but_last(stages, folder, target):

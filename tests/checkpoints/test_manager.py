@@ -6,7 +6,6 @@ Damage is in `test_damaged_checkpoints.py`.
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pair
 import pytest
 
 from photochat_jax.checkpoints import checks, manager
@@ -354,25 +354,8 @@ def test_saving_holds_little_more_than_one_copy(tmp_path):
 
 def test_two_processes_skip_what_one_cannot_read(tmp_path):
   script = pathlib.Path(__file__).with_name("saving_together.py")
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{probe.getsockname()[1]}"
-  processes = [
-    subprocess.Popen(
-      [sys.executable, script, address, number, tmp_path],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      env=os.environ | {"PYTHONPATH": str(script.parents[2])},
-    )
-    for number in ("0", "1")
-  ]
-  try:
-    said = [process.communicate(timeout=120) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  assert [process.returncode for process in processes] == [0, 0], said
+  address = pair.free_address()
+  said = pair.run(lambda number: (script, address, number, tmp_path))
   x = np.random.default_rng(3).normal(size=(8, 64)).astype("float32")
   with manager.Checkpoints(tmp_path / "alone") as checkpoints:
     checkpoints.save(1, {"params": {"x": x}}, {})

@@ -1,12 +1,9 @@
 """Two processes that know of each other, each with its slice of every batch."""
 
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import numpy as np
+import pair
 import pytest
 import small_run
 
@@ -72,33 +69,9 @@ def hosts(tmp_path_factory):
   folder = tmp_path_factory.mktemp("hosts")
   for name, seed in (("one", 0), ("two", 1)):
     small_run.synthetic.generate(seed, 12, 1, 1, folder / name, 8)
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  running = [
-    subprocess.Popen(
-      [sys.executable, "-c", HOST, address, str(host), str(folder)],
-      cwd=pathlib.Path(__file__).parents[2],
-      env=environment(),
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for host in (0, 1)
-  ]
-  try:
-    for process in running:
-      _, told = process.communicate(timeout=300)
-      assert process.returncode == 0, told
-  finally:
-    for process in running:
-      process.kill()
+  address = pair.free_address()
+  pair.run(lambda host: ("-c", HOST, address, host, folder), timeout=300)
   return folder, [np.load(folder / f"host_{host}.npz") for host in (0, 1)]
-
-
-def environment():
-  tests = pathlib.Path(__file__).parents[1]
-  paths = map(str, (tests / "data", tests, tests.parent))
-  return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def test_the_union_of_two_hosts_is_the_batch_of_one_process(hosts):

@@ -2,11 +2,11 @@
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 
 import jax
+import pair
 import pytest
 
 from photochat_jax.runtime import cluster
@@ -240,9 +240,7 @@ def test_a_cluster_that_jax_does_not_find(environment, certain):
   [(0, "not all of 2 processes had come"), (1, "process 0 did not answer")],
 )
 def test_others_that_do_not_come_end_it_with_a_sentence(number, what):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
+  address = pair.free_address()
   program = subprocess.run(
     [
       sys.executable,

@@ -1,12 +1,9 @@
 """Requests to stop, of one process and of two."""
 
-import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 
+import pair
 import pytest
 
 from photochat_jax.runtime.interrupt import (
@@ -66,29 +63,14 @@ def test_a_second_ctrl_c_ends_at_once():
   ids=["one told", "both told", "ctrl-c of one"],
 )
 def test_two_processes_stop_after_the_same_step(sent):
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{probe.getsockname()[1]}"
-  processes = [
-    subprocess.Popen(
-      [sys.executable, SCRIPT, address, str(process)],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])},
-    )
-    for process in (0, 1)
-  ]
-  try:
+  address = pair.free_address()
+  with pair.started(lambda number: (SCRIPT, address, number)) as processes:
     for process in processes:
       while "stepping" not in (line := process.stdout.readline()):
         assert line, process.communicate()  # Gloo says something first.
     for process, number in sent.items():
       processes[process].send_signal(number)
     said = [process.communicate(timeout=120) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
   codes = [process.returncode for process in processes]
   assert codes == [CODES[sent.get(p, signal.SIGTERM)] for p in (0, 1)], said
   steps = {int(out.split("stopped ")[1]) for out, _ in said}

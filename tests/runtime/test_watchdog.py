@@ -5,10 +5,10 @@ import os
 import pathlib
 import socket
 import subprocess
-import sys
 import threading
 
 import jax
+import pair
 import pytest
 
 from photochat_jax.runtime.watchdog import STUCK, Watchdog
@@ -217,24 +217,12 @@ def test_zero_watches_nothing(tmp_path):
 
 
 def test_of_two_processes_both_end_and_tell_which_one_hangs(tmp_path):
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{probe.getsockname()[1]}"
-  processes = [
-    subprocess.Popen(
-      [sys.executable, SCRIPT, address, str(process), str(tmp_path)],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-      env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])},
-    )
-    for process in (0, 1)
-  ]
-  try:
+  address = pair.free_address()
+  with pair.started(
+    lambda number: (SCRIPT, address, number, tmp_path),
+    stderr=subprocess.STDOUT,
+  ) as processes:
     told = [process.communicate(timeout=120)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
   assert [process.returncode for process in processes] == [STUCK] * 2, told
   host, hanging = socket.gethostname(), processes[1].pid
   for process in (0, 1):
