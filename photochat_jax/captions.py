@@ -61,7 +61,7 @@ def photo_keys(
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(example_id)
 
 
-def keys_for(keys: jax.Array, purpose: int) -> jax.Array:
+def keys_for(keys: jax.Array, purpose: int | jax.Array) -> jax.Array:
   """Keys [X] for one purpose of each photo."""
   return jax.vmap(lambda k: jax.random.fold_in(k, purpose))(keys)
 
@@ -69,12 +69,22 @@ def keys_for(keys: jax.Array, purpose: int) -> jax.Array:
 def draw_captions(
   run: RunConfig, logits: jax.Array, photos: dict[str, Any], keys: jax.Array
 ) -> jax.Array:
-  """The caption the forward pass carries, int32[X, n] (gold prefix).
+  """The captions the forward pass carries, int32[X * K, n] (gold prefix).
 
-  Drawn per position, given the gold caption before it: not a free sample.
+  Drawn per position, given the gold caption before it: not a free sample. K is
+  `bridge.num_samples`; a photo's samples follow each other.
   """
-  y = bridge.draw_tokens(run.bridge, logits, keys_for(keys, GUMBEL))
-  return jnp.where(photos["caption_mask"], y, photos["caption_tokens"])
+  count, keys = run.bridge.num_samples, keys_for(keys, GUMBEL)
+  if count == 1:
+    y = bridge.draw_tokens(run.bridge, logits, keys)[None]
+  else:
+    # One after the other: the noise is as large as the logits.
+    y = jax.lax.map(
+      lambda k: bridge.draw_tokens(run.bridge, logits, keys_for(keys, k)),
+      jnp.arange(count),
+    )
+  y = jnp.where(photos["caption_mask"], y, photos["caption_tokens"])
+  return y.swapaxes(0, 1).reshape(-1, y.shape[-1])
 
 
 def retokenise_in_program(

@@ -105,19 +105,15 @@ def diffusion(
   config: schedule_lib.ScheduleConfig,
   denoise: Callable[[jax.Array, jax.Array], jax.Array],
   latents: jax.Array,
-  mask: jax.Array,
-  count: jax.Array,
   keys: jax.Array,
   min_snr_gamma: float | None,
 ) -> jax.Array:
-  """The generator's loss: mean squared error of its prediction.
+  """The generator's loss of each photo [X]: its prediction's squared error.
 
   Args:
     config: the noise schedule.
     denoise: (noisy latents [X, h, w, C], steps [X]) -> prediction.
     latents: [X, h, w, C], scaled.
-    mask: bool[X], which photos there are.
-    count: photos there are in the global batch.
     keys: [X], one for each photo.
     min_snr_gamma: gamma of min-SNR weighting (Hang et al. 2023), or None.
   """
@@ -132,8 +128,25 @@ def diffusion(
   noisy = schedule_lib.add_noise(ac, latents, noise, t)
   wanted = schedule_lib.target(config, ac, latents, noise, t)
   error = jnp.mean((denoise(noisy, t) - wanted) ** 2, axis=(1, 2, 3))
-  error = error * schedule_lib.snr_weight(config, ac, t, min_snr_gamma)
-  return masked_mean(error, mask, count)
+  return error * schedule_lib.snr_weight(config, ac, t, min_snr_gamma)
+
+
+def leave_one_out(errors: jax.Array, log_probs: jax.Array) -> jax.Array:
+  """RLOO (Kool et al. 2019): samples better than the others are reinforced.
+
+  Args:
+    errors: [X, K], what each of a photo's samples costs; a constant here.
+    log_probs: [X, K], the samples' log-probability in nats.
+
+  Returns:
+    [X]: zeros, whose gradient in the log-probabilities' parameters estimates
+    that of the expected error without bias.
+  """
+  count = errors.shape[-1]
+  others = (jnp.sum(errors, -1, keepdims=True) - errors) / (count - 1)
+  advantages = jax.lax.stop_gradient(errors - others)
+  surrogate = jnp.mean(advantages * log_probs, axis=-1)
+  return surrogate - jax.lax.stop_gradient(surrogate)
 
 
 def autoencoder(

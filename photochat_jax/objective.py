@@ -63,6 +63,28 @@ def caption_logits(
   return model.logits(params, gathered)
 
 
+def caption_log_probs(
+  logits: jax.Array, tokens: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """Log-probability, in nats, of captions under the logits of one prefix.
+
+  Args:
+    logits: [X, n, V].
+    tokens: int32[X * K, n], a photo's samples one after the other.
+    mask: bool[X, n]: positions that hold a caption token.
+
+  Returns:
+    float32[X, K].
+  """
+  rows, n, _ = logits.shape
+  tokens = tokens.reshape(rows, -1, n)
+  # -inf where padded entries fill a row that nothing is asked of.
+  logits = jnp.where(mask[..., None], logits.astype(jnp.float32), 0.0)
+  own = jnp.take_along_axis(logits, tokens.swapaxes(1, 2), axis=-1)
+  nats = jax.nn.logsumexp(logits, axis=-1, keepdims=True) - own
+  return -jnp.sum(jnp.where(mask[..., None], nats, 0.0), axis=1)
+
+
 def converse(
   model: PhotoChat, params: Any, batch: Batch
 ) -> jax.Array:
@@ -145,6 +167,11 @@ def sample_latents(
     lambda k, x: jax.random.normal(k, x.shape, x.dtype)
   )(captions.keys_for(keys, captions.POSTERIOR), mean)
   return vae.sample(mean, logvar, noise)
+
+
+def _repeat(x: jax.Array, count: int) -> jax.Array:
+  """[X, ...] -> [X * count, ...], copies one after the other."""
+  return x if count == 1 else jnp.repeat(x, count, axis=0)
 
 
 def loss_terms(
@@ -235,7 +262,11 @@ def loss_terms(
       if retokenise is not None:
         y = captions.draw_captions(run, logits, photos, keys)
         z, alignment, final = captions.retokenise_in_program(
-          retokenise, mesh, y, photos["caption_mask"], empty_tokens.shape[0]
+          retokenise,
+          mesh,
+          y,
+          _repeat(photos["caption_mask"], run.bridge.num_samples),
+          empty_tokens.shape[0],
         )
         photos |= {
           "caption_tokens": y,
@@ -243,28 +274,42 @@ def loss_terms(
           "alignment": alignment,
           "caption_final": final,
         }
+    # Of each photo, captions: several where `rloo` has drawn them. They share
+    # everything random about the photo.
+    samples = len(photos["clip_tokens"]) // len(keys)
+    scored = run.bridge.estimator == "rloo" and logits is not None
     context = photo_context(
       model,
       run,
       params,
       photos,
-      logits,
+      None if scored else logits,
       empty_tokens,
       vocabulary_map,
-      keys,
+      _repeat(keys, samples),
       losses.scheduled(run.bridge.tau, step),
     )
     mean, logvar = photo_moments(model, params, photos)
-    metrics["photo"] = losses.diffusion(
+    latents = sample_latents(mean, logvar, keys) * latent_scale
+    noise = captions.keys_for(keys, captions.DIFFUSION)
+    errors = losses.diffusion(
       model.config.schedule,
       lambda x, t: model.denoise(params, x, t, context),
-      sample_latents(mean, logvar, keys) * latent_scale,
-      photos["photos_out_mask"],
-      counts["photos"],
-      captions.keys_for(keys, captions.DIFFUSION),
+      _repeat(latents, samples),
+      _repeat(noise, samples),
       run.loss.min_snr_gamma or None,
-    )
-    total += weights["photo"] * run.loss.photo * metrics["photo"]
+    ).reshape(-1, samples)
+    there = photos["photos_out_mask"], counts["photos"]
+    metrics["photo"] = losses.masked_mean(errors.mean(-1), *there)
+    photo = metrics["photo"]
+    if scored and samples > 1:
+      log_probs = caption_log_probs(
+        logits, photos["caption_tokens"], photos["caption_mask"]
+      )
+      photo += losses.masked_mean(
+        losses.leave_one_out(errors, log_probs), *there
+      )
+    total += weights["photo"] * run.loss.photo * photo
   return total, metrics | {"loss": total}
 
 

@@ -292,12 +292,18 @@ class Trainer:
     y = _local(draw_fn(state, batch))
     mask = _local(batch["caption_mask"])
     rows, photos, n = mask.shape
-    z, alignment, final = retokenise(y, mask.reshape(-1, n))
+    samples = len(y) // (rows * photos)
+    each = np.repeat(mask.reshape(-1, n), samples, axis=0)
+    z, alignment, final = retokenise(y, each)
+    found = {
+      "caption_tokens": y,
+      "clip_tokens": z,
+      "alignment": alignment,
+      "caption_final": final,
+    }
     local = {
-      "caption_tokens": y.reshape(rows, photos, n),
-      "clip_tokens": z.reshape(rows, photos, -1),
-      "alignment": alignment.reshape(rows, photos, -1, n),
-      "caption_final": final.reshape(rows, photos, n),
+      name: array.reshape(rows, photos * samples, *array.shape[1:])
+      for name, array in found.items()
     }
     return {**batch, **sharding.shard_batch(local, self.mesh)}
 

@@ -1,6 +1,7 @@
 """What the update may and may not reach, on the whole model."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from photochat_jax import (
   optim,
   sharding,
   train_step,
+  trainer,
 )
 from photochat_jax.data import pipeline, vocabulary
 from photochat_jax.models.photochat import PhotoChat
@@ -57,8 +59,9 @@ def later_photo(batch):
   return False
 
 
-def photo_gradient(world, matrix, **bridge):
+def photo_gradient(world, matrix, batch=None, **bridge):
   """The photo loss's gradient on every parameter."""
+  batch = batch or world["batch"]
   run = small_run.run_config({"matrix": matrix, **bridge})
   stage = dataclasses.replace(
     run.stages[JOINT], losses=dataclasses.replace(
@@ -72,7 +75,7 @@ def photo_gradient(world, matrix, **bridge):
 
   def loss(params):
     return objective.loss_terms(
-      model, run, stage, params, jnp.float32(1), world["batch"], keys,
+      model, run, stage, params, jnp.float32(1), batch, keys,
       jnp.int32(0), world["clip"].encode_padded(""), world["map"],
     )[0]  # fmt: skip
 
@@ -101,6 +104,24 @@ def test_photo_gradient_reaches_language_and_eyes(world, matrix):
   ):  # fmt: skip
     assert size(grads[part]) > 0, part
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_samples_reach_language_and_eyes_without_a_matrix(world):
+  choices = {"matrix": "none", "draw": "gumbel", "estimator": "rloo"}
+  run = small_run.run_config(choices)
+  batch = draw_first(world, run)
+  assert batch["clip_tokens"].shape[1] == 4 * run.data.photos_out
+  grads = photo_gradient(world, batch=batch, **choices)
+  for part in ("language_model", "language_projection", "qformer", "unet"):
+    assert size(grads[part]) > 0, part
+  # One caption, drawn four times, says nothing about which is better.
+  same = {
+    name: np.repeat(array[:, ::4], 4, axis=1)
+    for name, array in batch.items()
+    if name in ("caption_tokens", "clip_tokens", "alignment", "caption_final")
+  }
+  grads = photo_gradient(world, batch=batch | same, **choices)
+  assert size(grads["language_model"]) < 1e-6 < size(grads["unet"])
 
 
 def test_dropped_caption_sends_no_gradient(world, monkeypatch):
@@ -173,36 +194,44 @@ def test_losses_do_not_depend_on_the_rows_order(world):
   np.testing.assert_allclose(first["photo"], second["photo"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("draw", ["argmax", "gumbel"])
-def test_two_passes_equal_the_callback(world, draw):
-  run = small_run.run_config({"draw": draw})
-  model = PhotoChat(run.model)
+@pytest.mark.parametrize(
+  "choices",
+  [
+    {"draw": "argmax"},
+    {"draw": "gumbel"},
+    {"draw": "gumbel", "estimator": "rloo", "matrix": "none"},
+  ],
+)
+def test_two_passes_equal_the_callback(world, choices):
+  run = small_run.run_config(choices)
   retokenise = vocabulary.Retokeniser(world["llm"], world["clip"], 16)
   _, in_program, metrics = one_step(world, run, world["batch"], retokenise)
 
-  state, _ = start_state(run, model, world["params"], JOINT)
-  drawn = jax.jit(train_step.make_draw_step(model, run, JOINT, 0))(
-    state, world["batch"]
-  )
-  mask = world["batch"]["caption_mask"]
-  z, alignment, final = retokenise(np.asarray(drawn), mask.reshape(-1, 16))
-  rows = mask.shape[:2]
-  batch = world["batch"] | {
-    "caption_tokens": np.asarray(drawn).reshape(*rows, 16),
-    "clip_tokens": z.reshape(*rows, -1),
-    "alignment": alignment.reshape(*rows, *alignment.shape[1:]),
-    "caption_final": final.reshape(*rows, 16),
-  }
+  batch = draw_first(world, run)
   # The captions drawn are not the gold ones, or this would show nothing.
-  assert (drawn != world["batch"]["caption_tokens"].reshape(-1, 16))[
-    mask.reshape(-1, 16)
-  ].any()
+  mask, samples = world["batch"]["caption_mask"], run.bridge.num_samples
+  gold = np.repeat(world["batch"]["caption_tokens"], samples, axis=1)
+  drawn = batch["caption_tokens"]
+  assert (drawn != gold)[np.repeat(mask, samples, axis=1)].any()
   _, two_pass, again = one_step(world, run, batch)
   np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
     in_program.params,
     two_pass.params,
+  )
+
+
+def draw_first(world, run):
+  """The batch with captions of the model's own, the first of two passes."""
+  model = PhotoChat(run.model)
+  state, _ = start_state(run, model, world["params"], JOINT)
+  return trainer.Trainer.retokenised(
+    types.SimpleNamespace(mesh=sharding.make_mesh()),
+    vocabulary.Retokeniser(world["llm"], world["clip"], 16),
+    jax.jit(train_step.make_draw_step(model, run, JOINT, 0)),
+    state,
+    jax.device_put(world["batch"]),
   )
 
 

@@ -11,7 +11,10 @@ the vocabularies. Three choices are independent:
   or `gumbel` (a sample). The last two are drawn per position given the gold
   prefix (teacher forcing), as the paper does: they are not free samples.
 * matrix: how the gradient crosses; see `CROSSINGS`.
-* estimator: `straight_through`.
+* estimator: how a gradient gets past the draw. `straight_through` and
+  `reinmax` (`ops/gumbel.py`) use what crosses. `rloo` needs no crossing: it
+  draws several captions and reinforces those whose photo loss is below that of
+  the others (`objective.py`).
 
 Neither a matrix between the vocabularies nor a one-hot of tokens is built.
 
@@ -129,7 +132,7 @@ CROSSINGS = {
 _CHOICES = {
   'draw': ('gold', 'argmax', 'gumbel'),
   'matrix': tuple(CROSSINGS),
-  'estimator': ('straight_through',),
+  'estimator': (*gumbel.ESTIMATORS, 'rloo'),
   'retokenise': ('callback', 'two_pass'),
 }
 
@@ -141,7 +144,9 @@ class BridgeConfig:
   Attributes:
     draw: 'gold', 'argmax' or 'gumbel'.
     matrix: 'none', 'static', 'all_pairs' or 'aligned'.
-    estimator: 'straight_through'.
+    estimator: 'straight_through', 'reinmax' or 'rloo', which is for the draw
+      'gumbel', makes no use of the matrix, and draws at temperature 1.
+    rloo_samples: K, the captions that `rloo` draws for each photo.
     tau: temperature of the softmax in the backward pass, or a schedule
       ((step, value), ...) whose value is handed to `cross`.
     max_tokens: n, the caption positions, a static size.
@@ -152,6 +157,7 @@ class BridgeConfig:
   draw: str = 'gold'
   matrix: str = 'aligned'
   estimator: str = 'straight_through'
+  rloo_samples: int = 4
   tau: float | tuple = 1.0
   max_tokens: int = 96
   retokenise: str = 'callback'
@@ -170,10 +176,26 @@ class BridgeConfig:
       raise ValueError(
         f'bridge.tau is {self.tau}; use positive temperatures.'
       )
+    if self.estimator == 'rloo' and self.draw != 'gumbel':
+      raise ValueError(
+        f"bridge.estimator='rloo' learns from samples; set bridge.draw to "
+        f"'gumbel', not {self.draw!r}."
+      )
+    if self.rloo_samples < 2:
+      raise ValueError(
+        f'bridge.rloo_samples is {self.rloo_samples}; use at least 2, to have '
+        'others to compare with.'
+      )
     if self.max_tokens < 1:
       raise ValueError(
         f'bridge.max_tokens is {self.max_tokens}; use at least 1.'
       )
+
+
+  @property
+  def num_samples(self) -> int:
+    """Captions drawn for each photo."""
+    return self.rloo_samples if self.estimator == 'rloo' else 1
 
 
 gumbel_noise = gumbel.gumbel_noise
@@ -276,10 +298,12 @@ def cross(
     'map': vocab_map,
     'table': table,
   }
-  return gumbel.straight_through(
+  return gumbel.cross(
     CROSSINGS[config.matrix],
+    config.estimator,
     logits,
     clip_embedding,
+    tokens,
     caption_mask,
     facts,
     _noise_keys(config, keys),

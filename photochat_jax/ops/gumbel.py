@@ -1,9 +1,12 @@
-"""The straight-through Gumbel-softmax as one custom VJP.
+"""Hard tokens with a gradient: straight-through and ReinMax, one custom VJP.
 
-Forward carries hard tokens; backward pretends that they were the soft
-distribution `p = softmax((l + g) / tau)` (Jang et al. 2017; arXiv 2408.08650,
-equation 4). The forward pass computes nothing soft and saves only the logits,
-the key of the noise and the temperature: `p` is recomputed on the way back.
+Forward carries hard tokens. Backward, `straight_through` pretends that they
+were the soft distribution `p = softmax((l + g) / tau)` (Jang et al. 2017;
+arXiv 2408.08650, equation 4); `reinmax` (Liu et al. 2023, arXiv 2304.08612)
+takes the slope half-way between the drawn token and the others, which is right
+to the second order. The forward pass computes nothing soft and saves only the
+logits, the key of the noise and the temperature: `p` is recomputed on the way
+back.
 
 Axes: X photos, n caption positions, V padded vocabulary of the language
 model, m slots of the text encoder, C its vocabulary, d its width.
@@ -94,9 +97,42 @@ def pool_rows(table, embedding, vocab: int) -> jax.Array:
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def straight_through(
-  crossing: Crossing, logits, embedding, mask, facts: Any, keys, tau
+def _pull_straight_through(bar, logits, tokens, mask, keys, tau):
+  del tokens
+  return _pull_softmax(soft_tokens(logits, mask, keys, tau), bar) / tau
+
+
+def _pull_reinmax(bar, logits, tokens, mask, keys, tau):
+  """Algorithm 2 of Liu et al.: 2 J((D + p_tau) / 2) - J(p) / 2, J softmax's."""
+  del keys
+  drawn = (jnp.arange(bar.shape[-1]) == tokens[..., None]) & mask[..., None]
+  half = (drawn + soft_tokens(logits, mask, None, tau)) / 2
+  soft = soft_tokens(logits, mask, None, 1.0)
+  return 2 * _pull_softmax(half, bar) - _pull_softmax(soft, bar) / 2
+
+
+def _pull_softmax(soft, bar):
+  """softmax's Jacobian where it is `soft`, times a cotangent."""
+  return soft * (bar - jnp.sum(soft * bar, -1, keepdims=True))
+
+
+ESTIMATORS = {
+  "straight_through": _pull_straight_through,
+  "reinmax": _pull_reinmax,
+}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def cross(
+  crossing: Crossing,
+  estimator: str,
+  logits,
+  embedding,
+  tokens,
+  mask,
+  facts: Any,
+  keys,
+  tau,
 ) -> jax.Array:
   """Embeddings of hard tokens whose gradient reaches the logits.
 
@@ -105,8 +141,10 @@ def straight_through(
 
   Args:
     crossing: the forward read and its way back.
+    estimator: of `ESTIMATORS`.
     logits: float[X, n, V] that predict the tokens; -inf at padded entries.
     embedding: float[C, d].
+    tokens: int32[X, n], the hard tokens.
     mask: bool[X, n], true at caption tokens; elsewhere the gradient is 0.
     facts: pytree handed to both functions of `crossing`.
     keys: PRNG keys [X] with which the tokens were drawn, None without noise.
@@ -115,33 +153,33 @@ def straight_through(
   Returns:
     [X, m, d] in the embedding's dtype.
   """
-  del mask, keys, tau
+  del tokens, mask, keys, tau
   return crossing.forward(embedding, facts, logits.shape[-1])
 
 
-def _forward(crossing, logits, embedding, mask, facts, keys, tau):
+def _forward(
+  crossing, estimator, logits, embedding, tokens, mask, facts, keys, tau
+):
   out = crossing.forward(embedding, facts, logits.shape[-1])
-  return out, (logits, embedding, mask, facts, keys, tau)
+  return out, (logits, embedding, tokens, mask, facts, keys, tau)
 
 
-def _backward(crossing, saved, cotangent):
-  logits, embedding, mask, facts, keys, tau = saved
+def _backward(crossing, estimator, saved, cotangent):
+  logits, embedding, tokens, mask, facts, keys, tau = saved
   vocab = logits.shape[-1]
   _, read_back = jax.vjp(
     lambda e: crossing.forward(e, facts, vocab), embedding
   )
   (embedding_bar,) = read_back(cotangent)
   if crossing.pull is None:
-    return jnp.zeros_like(logits), embedding_bar, None, None, None, None
+    return jnp.zeros_like(logits), embedding_bar, *(None,) * 5
   soft_bar = crossing.pull(
     embedding, facts, cotangent.astype(jnp.float32), vocab
   )
-  soft = soft_tokens(logits, mask, keys, tau)
-  mean = jnp.sum(soft * soft_bar, -1, keepdims=True)
-  logits_bar = soft * (soft_bar - mean) / tau
-  return (
-    logits_bar.astype(logits.dtype), embedding_bar, None, None, None, None,
+  logits_bar = ESTIMATORS[estimator](
+    soft_bar, logits, tokens, mask, keys, tau
   )
+  return logits_bar.astype(logits.dtype), embedding_bar, *(None,) * 5
 
 
-straight_through.defvjp(_forward, _backward)
+cross.defvjp(_forward, _backward)

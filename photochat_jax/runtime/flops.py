@@ -162,8 +162,8 @@ def train_flops(run: RunConfig, stage: StageConfig) -> dict[str, float]:
   talks = stage.data in ("dialogues", "descriptions")
   drawn = stage.batch_size * (data.photos_out if talks else 1)
   # Where only captions bear a loss, through the photo, only they are scored.
-  scored = None if speaks else data.photos_out * bridge.max_tokens
-  costs = forward_costs(model, data.length, scored)
+  positions = None if speaks else data.photos_out * bridge.max_tokens
+  costs = forward_costs(model, data.length, positions)
   trains = {part: _trains(cost, stage) for part, cost in costs.items()}
   found: dict[str, float] = {}
 
@@ -171,16 +171,19 @@ def train_flops(run: RunConfig, stage: StageConfig) -> dict[str, float]:
     found[part] = times * _step(costs[part], stage, crossed)
 
   # From the photos that are seen through the language model.
-  crosses = draws and talks and bridge.matrix != "none"
+  own = draws and talks and bridge.draw != "gold"
+  scored = own and bridge.estimator == "rloo"
+  crosses = draws and talks and not scored and bridge.matrix != "none"
+  reached = speaks or crosses or scored
   moving = False
-  if speaks or crosses or (draws and talks and bridge.draw != "gold"):
+  if reached or own:
     seen = stage.batch_size * data.photos_in
     for part in ("vision_model", "qformer", "language_projection"):
       if part in costs:
         moving |= trains[part]
-        add(part, seen, moving and (speaks or crosses))
+        add(part, seen, moving and reached)
     moving |= trains["language_model"]
-    add("language_model", stage.batch_size, moving and (speaks or crosses))
+    add("language_model", stage.batch_size, moving and reached)
   # Through the bridge, the text encoder and the UNet.
   encoder = trains["vae_encoder"]
   if draws:
@@ -191,8 +194,9 @@ def train_flops(run: RunConfig, stage: StageConfig) -> dict[str, float]:
         model.language.padded_vocab_size * tables * model.text.hidden_size
       )
     moving |= trains["text_model"]
-    add("text_model", drawn, moving)
-    add("unet", drawn, moving or trains["unet"] or encoder)
+    captions = drawn * (bridge.num_samples if own else 1)
+    add("text_model", captions, moving)
+    add("unet", captions, moving or trains["unet"] or encoder)
   # The autoencoder.
   if "autoencoder" in terms or (draws and not data.moments):
     add("vae_encoder", drawn, encoder)

@@ -114,7 +114,9 @@ def _run(config, inputs, weights, keys, tau):
   return out, *grads
 
 
-def _ours(example, matrix, draw='gold', tau=1.0):
+def _ours(
+  example, matrix, draw='gold', tau=1.0, estimator='straight_through'
+):
   inputs = {
     key: value
     for key, value in example.items()
@@ -122,7 +124,7 @@ def _ours(example, matrix, draw='gold', tau=1.0):
   }
   inputs['vocab_map'] = _vocab_map(example['maps'])
   keys = _keys(len(example['tokens'])) if draw == 'gumbel' else None
-  config = bridge.BridgeConfig(draw=draw, matrix=matrix)
+  config = bridge.BridgeConfig(draw=draw, matrix=matrix, estimator=estimator)
   return _run(config, inputs, example['weights'], keys, tau)
 
 
@@ -167,7 +169,7 @@ def _dense_embeddings(torch, matrix, soft, example, x, embedding):
   return torch.stack(rows)
 
 
-def _reference(torch, example, matrix, draw, tau):
+def _reference(torch, example, matrix, draw, tau, estimator):
   """Embeddings and the gradients to logits and embedding, in float64."""
   logits = torch.tensor(example['logits']).double().requires_grad_()
   embedding = torch.tensor(example['clip_embedding']).double().requires_grad_()
@@ -182,6 +184,13 @@ def _reference(torch, example, matrix, draw, tau):
   hard = torch.nn.functional.one_hot(
     torch.tensor(example['tokens']).long(), vocab
   ).double()
+  if estimator == 'reinmax':
+    # Algorithm 2 of Liu et al. 2023, line by line.
+    finite = logits.clamp(min=-1e9)
+    pi0 = torch.softmax(finite, -1)
+    pi1 = (hard + torch.softmax(finite / tau, -1)) / 2
+    pi1 = torch.softmax((pi1.log() - finite).detach() + finite, -1)
+    soft = 2 * pi1 - pi0 / 2
   through = hard + soft - soft.detach()
 
   def embeddings(tokens, table):
@@ -218,7 +227,11 @@ def torch():
   torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize('draw', ['gold', 'gumbel'])
+@pytest.mark.parametrize('draw, estimator', [
+  ('gold', 'straight_through'),
+  ('gumbel', 'straight_through'),
+  ('gold', 'reinmax'),
+])
 @pytest.mark.parametrize('matrix', MATRICES)
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(
@@ -227,13 +240,13 @@ def torch():
   tau=st.floats(0.1, 5.0),
 )
 def test_equals_the_dense_float64_reference(
-  torch, matrix, draw, shape, seed, tau
+  torch, matrix, draw, estimator, shape, seed, tau
 ):
   # Noise compiles slowly: one shape is enough for it.
   shape = SHAPES[0 if draw == 'gumbel' else shape]
   example = _example(shape, seed)
-  actual = _ours(example, matrix, draw, tau)
-  expected = _reference(torch, example, matrix, draw, tau)
+  actual = _ours(example, matrix, draw, tau, estimator)
+  expected = _reference(torch, example, matrix, draw, tau, estimator)
   for ours, reference in zip(actual, expected, strict=True):
     # Gradients grow as 1 / tau: 1e-5 of the largest entry.
     scale = max(1.0, np.abs(reference).max())

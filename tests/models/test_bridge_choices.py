@@ -38,7 +38,8 @@ def test_gumbel_draws_follow_the_softmax():
 @pytest.mark.parametrize('field, value, words', [
   ('draw', 'sample', 'gold, argmax, gumbel'),
   ('matrix', 'dense', 'none, static, all_pairs, aligned'),
-  ('estimator', 'reinforce', 'straight_through'),
+  ('estimator', 'reinforce', 'straight_through, reinmax, rloo'),
+  ('rloo_samples', 1, 'at least 2'),
   ('retokenise', 'never', 'callback, two_pass'),
   ('tau', 0.0, 'positive'),
   ('tau', float('nan'), 'positive'),
@@ -47,6 +48,14 @@ def test_gumbel_draws_follow_the_softmax():
 def test_unknown_choices_are_refused(field, value, words):
   with pytest.raises(ValueError, match=f'bridge.{field} is .*{words}'):
     bridge.BridgeConfig(**{field: value})
+
+
+def test_rloo_needs_samples():
+  with pytest.raises(ValueError, match="set bridge.draw to 'gumbel'"):
+    bridge.BridgeConfig(estimator='rloo')
+  choices = dict(estimator='rloo', draw='gumbel', rloo_samples=3)
+  assert bridge.BridgeConfig(**choices).num_samples == 3
+  assert bridge.BridgeConfig().num_samples == 1
 
 
 def test_missing_inputs_are_refused():

@@ -84,8 +84,9 @@ def test_backward_is_the_softmax_pullback_worked_out_by_hand():
   facts = {'ids': jnp.array([[1]])}
   mask = jnp.array([[True]])
   out, pull = jax.vjp(
-    lambda logits, table, t: gumbel.straight_through(
-      crossing, logits, table, mask, facts, None, t
+    lambda logits, table, t: gumbel.cross(
+      crossing, 'straight_through', logits, table, facts['ids'], mask, facts,
+      None, t,
     ),
     logits, embedding, tau,
   )
@@ -96,3 +97,37 @@ def test_backward_is_the_softmax_pullback_worked_out_by_hand():
   )
   np.testing.assert_array_equal(embedding_bar, [[0.0], [1.0]])
   assert tau_bar == 0
+
+
+def test_reinmax_is_exact_on_average_for_quadratic_functions():
+  """Heun's method is; the straight-through gradient is not."""
+  rng = np.random.default_rng(0)
+  vocab = 5
+  logits = rng.normal(size=vocab)
+  curve, slope = rng.normal(size=(vocab, vocab)), rng.normal(size=vocab)
+  curve = curve + curve.T
+  values = np.diag(curve) / 2 + slope  # f(e_v) = e_v Q e_v / 2 + b e_v
+  p = np.exp(logits) / np.exp(logits).sum()
+  exact = p * (values - p @ values)
+
+  def average(estimator):
+    found = np.zeros(vocab)
+    for token in range(vocab):
+      bar = curve[token] + slope  # f's gradient at the token.
+      crossing = gumbel.Crossing(
+        lambda e, facts, vocab: e[facts],
+        lambda e, facts, ct, vocab, bar=bar: ct * bar,
+      )
+      tokens = jnp.array([[token]])
+      _, pull = jax.vjp(
+        lambda logits, crossing=crossing, tokens=tokens: gumbel.cross(
+          crossing, estimator, logits, jnp.zeros((vocab, 1)), tokens,
+          jnp.array([[True]]), tokens, None, 1.0,
+        ),
+        jnp.asarray(logits[None, None], jnp.float32),
+      )
+      found += p[token] * np.ravel(pull(jnp.ones((1, 1, 1)))[0])
+    return found
+
+  np.testing.assert_allclose(average('reinmax'), exact, atol=1e-5)
+  assert np.abs(average('straight_through') - exact).max() > 0.05
