@@ -123,7 +123,7 @@ def table(
     tables.Row(
       "vision_model/patch_embedding/kernel",
       "vision_model.embeddings.patch_embedding.weight",
-      _patches(vision.patch_size),
+      tables.patches(vision.patch_size),
     ),
     tables.Row(
       "vision_model/patch_embedding/bias",
@@ -198,15 +198,3 @@ def without_qformer(found: tables.Table) -> tables.Table:
     found.aliases,
     (*found.ignored, r"qformer\..*", "query_tokens"),
   )
-
-
-def _patches(size: int) -> tables.Transform:
-  """A convolution (D, 3, p, p) there, a product over patches here."""
-
-  def read(tensor, out):
-    out[:] = tensor.transpose(2, 3, 1, 0).reshape(out.shape)
-
-  def write(array):
-    return array.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)
-
-  return tables.Transform(read, write)

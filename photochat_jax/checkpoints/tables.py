@@ -63,6 +63,18 @@ POINTWISE = _permuted(
 """A torch 1x1 Conv2d and our dense (in, out)."""
 
 
+def patches(size: int) -> Transform:
+  """A convolution (D, 3, size, size) there, a product over patches here."""
+
+  def read(tensor, out):
+    out[:] = tensor.transpose(2, 3, 1, 0).reshape(out.shape)
+
+  def write(array):
+    return array.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)
+
+  return Transform(read, write)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   r"""One kind of parameter.

@@ -10,6 +10,7 @@ Letters: B captions, m text positions, D hidden width, H heads.
 
 import dataclasses
 import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ _ACTIVATIONS = {
 class CLIPTextConfig:
   """Numbers of a CLIP text encoder (`transformers.CLIPTextConfig`)."""
 
+  is_causal: ClassVar[bool] = True
+
   vocab_size: int = 49408
   hidden_size: int = 768
   intermediate_size: int = 3072
@@ -44,16 +47,7 @@ class CLIPTextConfig:
   pad_token_id: int = 49407
 
   def __post_init__(self):
-    if self.hidden_act not in _ACTIVATIONS:
-      raise ValueError(
-        f"hidden_act is {self.hidden_act!r}; choose one of "
-        f"{sorted(_ACTIVATIONS)}."
-      )
-    if self.hidden_size % self.num_attention_heads:
-      raise ValueError(
-        f"hidden_size {self.hidden_size} must be a multiple of "
-        f"num_attention_heads {self.num_attention_heads}."
-      )
+    check_layer(self)
 
   @classmethod
   def tiny(cls, **overrides) -> "CLIPTextConfig":
@@ -90,10 +84,28 @@ class CLIPTextConfig:
     return cls(**(numbers | overrides))
 
 
-class Attention(nn.Module):
-  """Causal self-attention (HF `CLIPAttention`)."""
+def check_layer(config: Any) -> None:
+  """Checks what `Layer` needs of a tower's config.
 
-  config: CLIPTextConfig
+  Raises:
+    ValueError: a field is wrong.
+  """
+  if config.hidden_act not in _ACTIVATIONS:
+    raise ValueError(
+      f"hidden_act is {config.hidden_act!r}; choose one of "
+      f"{sorted(_ACTIVATIONS)}."
+    )
+  if config.hidden_size % config.num_attention_heads:
+    raise ValueError(
+      f"hidden_size {config.hidden_size} must be a multiple of "
+      f"num_attention_heads {config.num_attention_heads}."
+    )
+
+
+class Attention(nn.Module):
+  """Self-attention, causal in the text encoder (HF `CLIPAttention`)."""
+
+  config: Any
 
   @nn.compact
   def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -106,7 +118,10 @@ class Attention(nn.Module):
       return x.reshape(*x.shape[:-1], *heads)
 
     out = attention(
-      project("q_proj"), project("k_proj"), project("v_proj"), is_causal=True
+      project("q_proj"),
+      project("k_proj"),
+      project("v_proj"),
+      is_causal=c.is_causal,
     )
     out = out.reshape(hidden.shape)
     return _dense(c, c.hidden_size, c.hidden_size**-0.5, "out_proj")(out)
@@ -115,7 +130,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
   """Two dense layers round the activation (HF `CLIPMLP`)."""
 
-  config: CLIPTextConfig
+  config: Any
 
   @nn.compact
   def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -129,17 +144,22 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-  """One pre-norm block (HF `CLIPEncoderLayer`), in the form nn.scan wants."""
+  """One pre-norm block (HF `CLIPEncoderLayer`), in the form nn.scan wants.
 
-  config: CLIPTextConfig
+  Attributes:
+    config: of a tower of CLIP: the text encoder's, or the vision tower's of
+      `models.clip`.
+  """
+
+  config: Any
 
   @nn.compact
   def __call__(self, hidden: jax.Array) -> tuple[jax.Array, None]:
     c = self.config
     hidden = partition.constrain(hidden)
-    normed = _layer_norm(c, "layer_norm1")(hidden)
+    normed = layer_norm(c, "layer_norm1")(hidden)
     hidden = hidden + Attention(c, name="self_attn")(normed)
-    normed = _layer_norm(c, "layer_norm2")(hidden)
+    normed = layer_norm(c, "layer_norm2")(hidden)
     return hidden + MLP(c, name="mlp")(normed), None
 
 
@@ -165,7 +185,7 @@ class CLIPText(nn.Module):
       split_rngs={"params": True},
       length=c.num_hidden_layers,
     )(c)
-    self.final_layer_norm = _layer_norm(c)
+    self.final_layer_norm = layer_norm(c)
 
   def embed(self, ids: jax.Array) -> jax.Array:
     """Looks tokens up: ids int32[B, m] -> [B, m, D], without positions."""
@@ -209,7 +229,8 @@ def _dense(config, features, std, name):
   )
 
 
-def _layer_norm(config, name=None):
+def layer_norm(config: Any, name: str | None = None) -> nn.LayerNorm:
+  """A tower's layer norm."""
   return nn.LayerNorm(
     epsilon=config.layer_norm_eps, dtype=jnp.dtype(config.dtype), name=name
   )
