@@ -6,7 +6,8 @@ included).
 """
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,56 @@ class IntentCounts:
     data's: expected precision, recall and F1 are all q.
     """
     return _ratio(self.true_yes + self.false_no, self.total)
+
+
+def sweep(
+  pairs: Iterable[tuple[bool, float]],
+) -> list[tuple[float, IntentCounts]]:
+  """What each threshold on a score would decide.
+
+  Args:
+    pairs: (whether the data share a photo, the model's probability of it).
+
+  Returns:
+    (threshold, counts) for every score there is, the highest first; yes is a
+    score that is not below the threshold.
+  """
+  ranked = sorted(pairs, key=lambda pair: -pair[1])
+  total = sum(bool(gold) for gold, _ in ranked)
+  found, yes, said = [], 0, 0
+  for score, group in itertools.groupby(ranked, key=lambda pair: pair[1]):
+    golds = [bool(gold) for gold, _ in group]
+    yes, said = yes + sum(golds), said + len(golds)
+    counts = IntentCounts(
+      true_yes=yes,
+      false_yes=said - yes,
+      false_no=total - yes,
+      true_no=len(ranked) - said - (total - yes),
+    )
+    found.append((score, counts))
+  return found
+
+
+def average_precision(
+  swept: Sequence[tuple[float, IntentCounts]],
+) -> float | None:
+  """The precision at each threshold, weighted by the recall that it adds.
+
+  Args:
+    swept: from `sweep`.
+
+  Returns:
+    The share; None where the data share no photo. Scores that know nothing
+    have the share of photo turns.
+  """
+  if not swept or not swept[-1][1].true_yes:
+    return None
+  recalls = [0.0, *(counts.recall for _, counts in swept)]
+  gains = (after - before for before, after in itertools.pairwise(recalls))
+  return sum(
+    gain * counts.precision
+    for gain, (_, counts) in zip(gains, swept, strict=True)
+  )
 
 
 def _ratio(part: int, whole: int) -> float:
