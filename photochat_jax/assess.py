@@ -6,13 +6,22 @@ prompt is the data's own talk up to the turn in question:
   perplexity        of the text of user 0's turns and their ends, captions and
                     visual slots left out, given the data before it
   photo_*           one decision per merged turn of user 0, photo-less dialogues
-                    included: yes is a reply that opens a photo block
+                    included: yes is a reply that opens a photo block. The
+                    average precision is over all thresholds on the
+                    probability of `[img]` (`thresholds` has each of them)
+  bleu_..., rouge_l the reply's words up to its photo against the data's up to
+                    theirs, in percent; turns without such words are left out.
+                    Two definitions of BLEU, see `metrics.words`
+  distinct_*        of all replies together, in percent
+  caption_...       likewise, captions where the data share a photo; one that
+                    was not shared is an empty one
   attribute_...     the first photo of each of those turns against the photo
                     drawn from the model's own caption; not shared is wrong
   pixel_accuracy    questions about what only the pixels show, the photo in the
                     context; here the model plays whoever answers
 
-What data do not tell (scenes' attributes, questions) is None, with a reason.
+What data do not tell (scenes' attributes, questions), or needs a library that
+is not there, is None, with a reason.
 """
 
 import collections
@@ -32,13 +41,14 @@ from photochat_jax.data import dialogue as dialogue_lib
 from photochat_jax.data import images, schema, synthetic
 from photochat_jax.data.spec import LeftOut
 from photochat_jax.metrics import image as image_metrics
-from photochat_jax.metrics import intent, text
+from photochat_jax.metrics import intent, text, words
 from photochat_jax.models.photochat import PhotoChat
 
 # Prompt lengths are rounded up to it: fewer programs, little padding.
 LENGTH_STEP = 64
 
 _INTENT = ("photo_precision", "photo_recall", "photo_f1")
+_BLEU = ("bleu_1", "bleu_2", "released_bleu_1", "released_bleu_2")
 
 
 @dataclasses.dataclass
@@ -103,6 +113,9 @@ class Found:
     metrics: name -> figure; `attribute_accuracy` is a dict of figures.
     chance: the same names (but `seconds`) -> what guessing scores.
     reasons: name -> why its figure is None.
+    sizes: name -> of how many tokens, turns or photos the figure is.
+    thresholds: rows of a threshold on the probability of `[img]` and the
+      `IntentCounts` that it gives, the highest first.
     counts: how much it was measured on.
     dialogues: what it was measured on, unreadable photos as missing ones.
     turns: every merged turn of the model's side.
@@ -112,6 +125,8 @@ class Found:
   metrics: dict[str, Any]
   chance: dict[str, Any]
   reasons: dict[str, str]
+  sizes: dict[str, int]
+  thresholds: list[tuple[float, intent.IntentCounts]]
   counts: dict[str, int]
   dialogues: list[schema.Dialogue]
   turns: list[ModelTurn]
@@ -132,14 +147,14 @@ def assess(
   """
   counts = collections.Counter(dialogues=len(dialogues))
   dialogues = [_with_sound_photos(generator, d, counts) for d in dialogues]
-  metrics, chance, reasons = {}, {}, {}
+  metrics, chance, reasons, sizes = {}, {}, {}, {}
 
   loss = text_loss(generator, dialogues)
   metrics["perplexity"] = loss.perplexity
   chance["perplexity"] = text.chance_perplexity(
     generator.model.config.language.vocab_size
   )
-  counts["text_tokens"] = loss.tokens
+  counts["text_tokens"] = sizes["perplexity"] = loss.tokens
   if loss.perplexity is None:
     reasons["perplexity"] = "user 0 says nothing in these dialogues"
   elif not math.isfinite(loss.perplexity):  # JSON has no such numbers.
@@ -176,7 +191,32 @@ def assess(
   scores = (table.precision, table.recall, table.f1)
   metrics |= dict(zip(_INTENT, scores, strict=True))
   chance |= dict.fromkeys(_INTENT, table.chance)
+  thresholds = intent.sweep(
+    (turn.gold is not None, turn.reply.photo_score) for turn in turns
+  )
+  precision = intent.average_precision(thresholds)
+  metrics["photo_average_precision"] = precision
+  chance["photo_average_precision"] = (
+    None if precision is None else table.chance
+  )
+  if precision is None:
+    reasons["photo_average_precision"] = "the data share no photo"
+  sizes |= dict.fromkeys((*_INTENT, "photo_average_precision"), table.total)
 
+  for prefix, pairs in (("", _said(turns)), ("caption_", _captions(turns))):
+    found, why = _compare(pairs)
+    metrics |= {prefix + name: value for name, value in found.items()}
+    chance |= dict.fromkeys(prefix + name for name in found)
+    reasons |= {prefix + name: reason for name, reason in why.items()}
+    sizes |= dict.fromkeys((prefix + name for name in found), len(pairs))
+  for order in words.ORDERS:
+    name = f"distinct_{order}"
+    metrics[name] = words.distinct([t.reply.text for t in turns], order)
+    chance[name], sizes[name] = None, len(turns)
+    if metrics[name] is None:
+      reasons[name] = f"no reply has {order} words"
+
+  sizes["pixel_accuracy"] = len(answers)
   metrics["pixel_accuracy"] = chance["pixel_accuracy"] = None
   if answers:
     metrics["pixel_accuracy"] = _mean(a.right for a in answers)
@@ -189,6 +229,7 @@ def assess(
   compared = [
     image_metrics.Drawn(turn.scene, turn.seen) for turn in turns if turn.scene
   ]
+  sizes["attribute_accuracy"] = len(compared)
   metrics["attribute_accuracy"] = chance["attribute_accuracy"] = None
   if compared:
     kinds = synthetic.KIND
@@ -201,8 +242,9 @@ def assess(
   else:
     reasons["attribute_accuracy"] = "the data do not say what photos show"
   return Found(
-    metrics, chance, reasons, dict(counts), dialogues, turns, answers
-  )
+    metrics, chance, reasons, sizes, thresholds, dict(counts), dialogues,
+    turns, answers,
+  )  # fmt: skip
 
 
 def text_loss(
@@ -298,6 +340,48 @@ def draw(
   )
   for turn, photo in zip(wanted, photos, strict=True):
     turn.drawn = photo
+
+
+def _said(turns: Sequence[ModelTurn]) -> list[tuple[str, str]]:
+  """(the reply's words, the data's), both up to the first photo."""
+  pairs = []
+  for turn in turns:
+    before = itertools.takewhile(
+      lambda part: isinstance(part, str), turn.spoken.parts
+    )
+    if gold := " ".join(before):
+      pairs.append((turn.reply.text, gold))
+  return pairs
+
+
+def _captions(turns: Sequence[ModelTurn]) -> list[tuple[str, str]]:
+  """(the caption written, the data's) where the data have one."""
+  return [
+    (turn.reply.caption or "", turn.gold.caption)
+    for turn in turns
+    if turn.gold and turn.gold.caption
+  ]
+
+
+def _compare(
+  pairs: Sequence[tuple[str, str]],
+) -> tuple[dict[str, float | None], dict[str, str]]:
+  """BLEU and ROUGE-L of (written, wanted) pairs; why a figure is None."""
+  found: dict[str, float | None] = dict.fromkeys((*_BLEU, "rouge_l"))
+  if not pairs:
+    return found, dict.fromkeys(found, "the data have none")
+  why = {}
+  written, wanted = zip(*pairs, strict=True)
+  try:
+    scores = words.bleu(written, wanted)
+    found |= {name: scores[name] for name in _BLEU}
+  except words.NotInstalled as error:
+    why |= dict.fromkeys(_BLEU, str(error))
+  try:
+    found["rouge_l"] = words.rouge_l(written, wanted)
+  except words.NotInstalled as error:
+    why["rouge_l"] = str(error)
+  return found, why
 
 
 def _by_length(contexts, limit):

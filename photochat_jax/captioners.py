@@ -205,7 +205,7 @@ class OwnCaptioner:
     else:
       sampled = options.method == "nucleus"
       numbers = [photo_number(i) for i in ids] + [0] * spare
-      written = decoding.decode(
+      written, _ = decoding.decode(
         model,
         params,
         self._rules,

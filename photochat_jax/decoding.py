@@ -174,7 +174,7 @@ def decode(
   seed: jax.Array,
   first_row: jax.Array,
   top_p: jax.Array | float = 1.0,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
   """Writes until every row has ended, or `max_new_tokens`.
 
   Args:
@@ -194,6 +194,8 @@ def decode(
 
   Returns:
     int32[B, N]; a row ends with `</s>` or `[/img]` and goes on with padding.
+    And float32[B], how near a photo was: the highest probability of `[img]`
+    among what may be written, over the steps up to where one was opened.
   """
   rows = logits.shape[0]
   key = jax.random.key(seed)
@@ -224,12 +226,15 @@ def decode(
     ).astype(jnp.int32)
 
   def go_on(state):
-    step, _, _, _, _, done, _ = state
+    step, _, _, _, _, done, *_ = state
     return (step < max_new_tokens) & ~jnp.all(done)
 
   def write(state):
-    step, logits, cache, inside, count, done, out = state
-    token = choose(rules.apply(logits, inside, count), step)
+    step, logits, cache, inside, count, done, out, nearest = state
+    allowed = rules.apply(logits, inside, count)
+    near = jax.nn.softmax(allowed)[:, rules.img]
+    nearest = jnp.where(inside | done, nearest, jnp.maximum(nearest, near))
+    token = choose(allowed, step)
     token = jnp.where(done, fill, token)
     out = jax.lax.dynamic_update_slice(out, token[:, None], (0, step))
     inside, count, last = rules.follow(token, inside, count)
@@ -242,7 +247,7 @@ def decode(
       cache=cache,
     )
     logits = model.logits(params, hidden[:, 0])
-    return step + 1, logits, cache, inside, count, done, out
+    return step + 1, logits, cache, inside, count, done, out, nearest
 
   start = (
     jnp.int32(0),
@@ -252,5 +257,7 @@ def decode(
     jnp.zeros(rows, jnp.int32),
     jnp.asarray(done),
     jnp.full((rows, max_new_tokens), fill, jnp.int32),
+    jnp.zeros(rows),
   )
-  return jax.lax.while_loop(go_on, write, start)[-1]
+  *_, out, nearest = jax.lax.while_loop(go_on, write, start)
+  return out, nearest

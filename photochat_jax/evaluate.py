@@ -58,6 +58,16 @@ def evaluate(
     "seconds": round(time.time() - started, 1),
     "chance": found.chance,
     "reasons": found.reasons,
+    "sizes": found.sizes,
+    "thresholds": [
+      {
+        "threshold": threshold,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "f1": counts.f1,
+      }
+      for threshold, counts in found.thresholds
+    ],
     "counts": found.counts,
     "split": run.eval.split,
     "step": step,
@@ -86,24 +96,30 @@ def figures(found: Found) -> list[report.Figure]:
   rows = []
   for name, value in found.metrics.items():
     note = found.reasons.get(name, "")
-    chance = found.chance[name]
+    chance, size = found.chance[name], found.sizes[name]
     if not isinstance(value, dict):
-      rows.append(report.Figure(name, value, chance, note))
+      rows.append(report.Figure(name, value, chance, size, note))
       continue
     for part, share in value.items():
       note = _REMARKS.get(synthetic.KIND.get(part), "")
-      rows.append(report.Figure(f"{name}/{part}", share, chance[part], note))
+      rows.append(
+        report.Figure(f"{name}/{part}", share, chance[part], size, note)
+      )
   return rows
 
 
 def _print(rows: Sequence[report.Figure], split: str, dialogues: int) -> None:
   table = rich.table.Table(title=f"{dialogues} dialogues of {split}")
   table.add_column("metric")
-  for column in ("value", "chance"):
+  for column in ("value", "chance", "of"):
     table.add_column(column, justify="right")
   table.add_column("remark", style="dim")
   for row in rows:
     table.add_row(
-      row.name, report.number(row.value), report.number(row.chance), row.note
+      row.name,
+      report.number(row.value),
+      report.number(row.chance),
+      f"{row.size:,}",
+      row.note,
     )
   rich.console.Console().print(table)

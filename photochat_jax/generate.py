@@ -32,12 +32,15 @@ class Reply(NamedTuple):
     caption: the caption of the photo it shares; None if it shares none. A
       block which the limit left open is closed there.
     ended: whether it closed its turn with `</s>`.
+    photo_score: the highest probability of `[img]` on the way there: with a
+      threshold on it, "does it share a photo?" is decided more or less often.
   """
 
   tokens: tuple[int, ...]
   text: str
   caption: str | None
   ended: bool
+  photo_score: float = 0.0
 
 
 class Generator:
@@ -133,7 +136,7 @@ class Generator:
       )
       done = np.arange(rows) >= len(chunk)
       written = self.run(self._write, batch, done, temperature, seed, start)
-      replies.extend(self._parse(ids) for ids in written[: len(chunk)])
+      replies.extend(map(self._parse, *(x[: len(chunk)] for x in written)))
     return replies
 
   def run(self, program: Callable[..., Any], batch: Any, *args) -> Any:
@@ -152,7 +155,7 @@ class Generator:
       return sharding.to_host(program(batch, *args))
 
   def _write(self, batch, done, temperature, seed, first_row):
-    """Token ids int32[B, N] for a padded batch; rows `done` stay empty."""
+    """What `decode` gives for a padded batch; rows `done` stay empty."""
     new = self.settings.max_new_tokens
     # One cache size for all prompt lengths: the loop is compiled once.
     slots = max(batch["tokens"].shape[1], self.spec.length) + new
@@ -171,7 +174,7 @@ class Generator:
       np.uint32(first_row),
     )
 
-  def _parse(self, ids: np.ndarray) -> Reply:
+  def _parse(self, ids: np.ndarray, photo_score: np.ndarray) -> Reply:
     rules, ids = self._rules, ids.tolist()
     stops = [i for i, t in enumerate(ids) if t in (rules.eos, rules.end_img)]
     ids = ids[: stops[0] + 1] if stops else ids
@@ -184,6 +187,7 @@ class Generator:
       text=self.tokenizer.decode(text).strip(),
       caption=caption,
       ended=bool(ids) and ids[-1] == rules.eos,
+      photo_score=float(photo_score),
     )
 
   def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:

@@ -313,7 +313,7 @@ def test_samples_come_from_the_nucleus_as_often_as_they_should(
   numbers = np.arange(draws, dtype=np.uint32) * 7
 
   def sample(top_p, numbers):
-    tokens = decoding.decode(
+    tokens, _ = decoding.decode(
       model,
       {},
       rules,

@@ -22,9 +22,17 @@ from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.state import TrainState
 
 # The figures that others read by name.
-NAMES = {
-  "perplexity", "photo_precision", "photo_recall", "photo_f1",
-  "pixel_accuracy", "attribute_accuracy",
+SHARES = {
+  "photo_precision", "photo_recall", "photo_f1", "photo_average_precision",
+  "pixel_accuracy",
+}  # fmt: skip
+WORDS = {
+  "bleu_1", "bleu_2", "released_bleu_1", "released_bleu_2", "rouge_l",
+}  # fmt: skip
+CAPTIONS = {f"caption_{name}" for name in WORDS}
+DISTINCT = {"distinct_1", "distinct_2"}
+NAMES = SHARES | WORDS | CAPTIONS | DISTINCT | {
+  "perplexity", "attribute_accuracy",
 }  # fmt: skip
 ATTRIBUTES = {
   "mean", "captioned", "told",
@@ -78,7 +86,8 @@ def gold_reply(dialogue, prompt):
       caption = dialogue.facts["photos"][part.id]["full_caption"]
       break
     words.append(part)
-  return generate.Reply((), " ".join(words), caption, caption is None)
+  shares = caption is not None
+  return generate.Reply((), " ".join(words), caption, not shares, float(shares))
 
 
 @pytest.fixture
@@ -128,10 +137,19 @@ def own_photos(dialogues):
 
 def test_a_perfect_model_is_perfect(perfect, dialogues):
   found = assess.assess(perfect, dialogues)
-  assert set(found.metrics) == set(found.chance) == NAMES
+  assert set(found.metrics) == set(found.chance) == set(found.sizes) == NAMES
   assert found.reasons == {}
-  for name in NAMES - {"perplexity", "attribute_accuracy"}:
+  for name in SHARES:
     assert found.metrics[name] == 1.0, name
+  for name in WORDS:
+    assert found.metrics[name] == pytest.approx(100), name
+  # It names more of each photo than the data's captions do.
+  assert 20 < found.metrics["caption_bleu_1"] < 100
+  assert found.sizes["caption_bleu_1"] == len(own_photos(dialogues))
+  assert 0 < found.metrics["distinct_1"] < found.metrics["distinct_2"] < 100
+  (threshold, counts), (zero, all_yes) = found.thresholds
+  assert (threshold, zero) == (1.0, 0.0)
+  assert counts.f1 == 1.0 and all_yes.true_no == all_yes.false_no == 0
   assert found.metrics["perplexity"] == pytest.approx(2)
   accuracy = found.metrics["attribute_accuracy"]
   assert set(accuracy) == ATTRIBUTES
@@ -345,7 +363,7 @@ def test_the_whole_job(run, workdir, dialogues, capsys):
   assert json.loads(json.dumps(metrics)) == written
   assert set(written) == NAMES | {
     "seconds", "chance", "reasons", "counts", "split", "step", "config",
-    "seed", "versions", "git_commit",
+    "seed", "versions", "git_commit", "sizes", "thresholds",
   }  # fmt: skip
   assert set(written["attribute_accuracy"]) == ATTRIBUTES
   assert set(written["chance"]) == NAMES

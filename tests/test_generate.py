@@ -173,11 +173,12 @@ def scripted(generator, monkeypatch, *lines, limit=6):
 
 
 def test_text_ends_at_the_end_of_turn(generator, monkeypatch):
-  assert scripted(
+  replies = scripted(
     generator, monkeypatch, [[A], [B], [EOS], [C]], [[EOS], [C]]
-  ) == [
-    generate.Reply((A, B, EOS), "a b", None, True),
-    generate.Reply((EOS,), "", None, True),
+  )
+  assert [reply[:-1] for reply in replies] == [
+    ((A, B, EOS), "a b", None, True),
+    ((EOS,), "", None, True),
   ]
 
 
@@ -185,8 +186,29 @@ def test_a_photo_stops_the_turn_until_it_is_drawn(generator, monkeypatch):
   photo, other = scripted(
     generator, monkeypatch, [[A], [IMG], [B], [C], [END], [A]], [[A]] * 6
   )
-  assert photo == generate.Reply((A, IMG, B, C, END), "a", "b c", False)
-  assert other == generate.Reply((A,) * 6, "a a a a a a", None, False)
+  assert photo[:-1] == ((A, IMG, B, C, END), "a", "b c", False)
+  assert other[:-1] == ((A,) * 6, "a a a a a a", None, False)
+
+
+def test_how_near_a_photo_was(generator, monkeypatch):
+  # At each step the first wish has 10, the second 9, all 11 others 0; of the
+  # 13 ids `<pad>`, `<s>` and `[/img]` are never written outside a block.
+  first, second, others = np.exp([10.0, 9.0, 0.0])
+  wished = first / (first + 9 * others)
+  runner_up = second / (first + second + 8 * others)
+  photo, near = scripted(
+    generator,
+    monkeypatch,
+    [[A], [IMG], [B], [END]],
+    [[A], [A, IMG], [EOS], [IMG]],
+  )
+  assert photo.photo_score == pytest.approx(wished, rel=1e-5)
+  assert near.photo_score == pytest.approx(runner_up, rel=1e-5)
+  # What comes after the end is not looked at.
+  after, _ = scripted(
+    generator, monkeypatch, [[EOS], [IMG], [IMG]], [[A], [A], [EOS]]
+  )
+  assert after.photo_score == pytest.approx(others / (first + 9 * others))
 
 
 @pytest.mark.parametrize(
@@ -217,13 +239,13 @@ def test_a_photo_stops_the_turn_until_it_is_drawn(generator, monkeypatch):
 def test_rules(generator, monkeypatch, wishes, tokens, text, caption):
   reply, twin = scripted(generator, monkeypatch, wishes, wishes)
   assert reply == twin
-  assert reply == generate.Reply(tokens, text, caption, tokens[-1] == EOS)
+  assert reply[:-1] == (tokens, text, caption, tokens[-1] == EOS)
 
 
 def test_a_block_left_open_is_closed_at_the_limit(generator, monkeypatch):
   wishes = [[A], [IMG], [B], [C]]
   reply, _ = scripted(generator, monkeypatch, wishes, wishes, limit=3)
-  assert reply == generate.Reply((A, IMG, B), "a", "b", False)
+  assert reply[:-1] == ((A, IMG, B), "a", "b", False)
 
 
 def test_temperature_samples_and_a_seed_repeats(generator):

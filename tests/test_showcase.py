@@ -32,7 +32,9 @@ def found_of(turns, replies, answers=()):
     assess.ModelTurn(0, s, assess._first_photo(s), *r)
     for s, r in zip(spoken, replies, strict=True)
   ]
-  return assess.Found({}, {}, {}, {}, [dialogue], entries, list(answers))
+  return assess.Found(
+    {}, {}, {}, {}, [], {}, [dialogue], entries, list(answers)
+  )
 
 
 def test_gold_and_drawn_photo_stand_side_by_side(gold):

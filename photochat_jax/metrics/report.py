@@ -21,7 +21,7 @@ PHOTO_PIXELS = 144
 
 
 class Figure(typing.NamedTuple):
-  """A row of the table: a name, its value, and what chance scores.
+  """A row of the table: a name, its value, what chance scores, of how many.
 
   `value` is None where it could not be measured; `note` then says why.
   """
@@ -29,6 +29,7 @@ class Figure(typing.NamedTuple):
   name: str
   value: float | None
   chance: float | None
+  size: int
   note: str = ""
 
 
@@ -140,7 +141,8 @@ def render(
 <h1>{_text(title)}</h1>
 <table>
 <thead><tr><th scope="col">metric</th><th scope="col">value</th>
-<th scope="col">chance</th><th scope="col">remark</th></tr></thead>
+<th scope="col">chance</th><th scope="col">of</th>
+<th scope="col">remark</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
@@ -170,6 +172,7 @@ def _row(figure: Figure) -> str:
     f'<tr><th scope="row">{_text(figure.name)}</th>'
     f'<td class="number">{number(figure.value)}</td>'
     f'<td class="number">{number(figure.chance)}</td>'
+    f'<td class="number">{figure.size:,}</td>'
     f"<td>{_text(figure.note)}</td></tr>"
   )
 

@@ -67,8 +67,8 @@ def page():
   return report.render(
     "Evaluation & more",
     [
-      report.Figure("perplexity", 3.14159, 640.0),
-      report.Figure("pixel_accuracy", None, None, "no questions in the data"),
+      report.Figure("perplexity", 3.14159, 640.0, 12345),
+      report.Figure("pixel_accuracy", None, None, 0, "no questions here"),
     ],
     [report.Example('dialogue "1"', bubbles)],
     {"seed": "0", "config": "{'a': '<x>'}"},
@@ -122,8 +122,8 @@ def test_the_table_has_value_chance_and_reason(page):
   cells = [re.sub("<[^>]+>", "|", row).split("|") for row in rows]
   cells = [[c for c in row if c] for row in cells]
   assert cells == [
-    ["perplexity", "3.142", "640"],
-    ["pixel_accuracy", "–", "–", "no questions in the data"],
+    ["perplexity", "3.142", "640", "12,345"],
+    ["pixel_accuracy", "–", "–", "0", "no questions here"],
   ]
 
 
