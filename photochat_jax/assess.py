@@ -36,19 +36,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from photochat_jax import chat, generate, losses, objective
+from photochat_jax import chat, generate, judges, losses, objective, scores
 from photochat_jax.data import dialogue as dialogue_lib
 from photochat_jax.data import images, schema, synthetic
 from photochat_jax.data.spec import LeftOut
 from photochat_jax.metrics import image as image_metrics
-from photochat_jax.metrics import intent, text, words
+from photochat_jax.metrics import intent, text
+from photochat_jax.metrics.figures import Figures
 from photochat_jax.models.photochat import PhotoChat
 
 # Prompt lengths are rounded up to it: fewer programs, little padding.
 LENGTH_STEP = 64
-
-_INTENT = ("photo_precision", "photo_recall", "photo_f1")
-_BLEU = ("bleu_1", "bleu_2", "released_bleu_1", "released_bleu_2")
 
 
 @dataclasses.dataclass
@@ -110,10 +108,7 @@ class Found:
   """All that was measured.
 
   Attributes:
-    metrics: name -> figure; `attribute_accuracy` is a dict of figures.
-    chance: the same names (but `seconds`) -> what guessing scores.
-    reasons: name -> why its figure is None.
-    sizes: name -> of how many tokens, turns or photos the figure is.
+    figures: by name; `attribute_accuracy` is a dict of figures.
     thresholds: rows of a threshold on the probability of `[img]` and the
       `IntentCounts` that it gives, the highest first.
     counts: how much it was measured on.
@@ -122,10 +117,7 @@ class Found:
     answers: every question.
   """
 
-  metrics: dict[str, Any]
-  chance: dict[str, Any]
-  reasons: dict[str, str]
-  sizes: dict[str, int]
+  figures: Figures
   thresholds: list[tuple[float, intent.IntentCounts]]
   counts: dict[str, int]
   dialogues: list[schema.Dialogue]
@@ -137,6 +129,8 @@ def assess(
   generator: generate.Generator,
   dialogues: Sequence[schema.Dialogue],
   seed: int = 0,
+  clip: judges.CLIPJudge | None = None,
+  inception: judges.InceptionJudge | None = None,
 ) -> Found:
   """Measures a model on dialogues.
 
@@ -144,22 +138,26 @@ def assess(
     generator: the model.
     dialogues: of one split.
     seed: of the photos' noise.
+    clip: scores photos and turns, if it is there.
+    inception: scores photos, if it is there.
   """
   counts = collections.Counter(dialogues=len(dialogues))
   dialogues = [_with_sound_photos(generator, d, counts) for d in dialogues]
-  metrics, chance, reasons, sizes = {}, {}, {}, {}
+  figures = Figures()
 
   loss = text_loss(generator, dialogues)
-  metrics["perplexity"] = loss.perplexity
-  chance["perplexity"] = text.chance_perplexity(
-    generator.model.config.language.vocab_size
+  counts["text_tokens"] = loss.tokens
+  perplexity, why = loss.perplexity, "user 0 says nothing in these dialogues"
+  if perplexity is not None and not math.isfinite(perplexity):
+    # JSON has no such numbers.
+    perplexity, why = None, f"it is {perplexity}: training has diverged"
+  figures.add(
+    "perplexity",
+    perplexity,
+    loss.tokens,
+    text.chance_perplexity(generator.model.config.language.vocab_size),
+    why,
   )
-  counts["text_tokens"] = sizes["perplexity"] = loss.tokens
-  if loss.perplexity is None:
-    reasons["perplexity"] = "user 0 says nothing in these dialogues"
-  elif not math.isfinite(loss.perplexity):  # JSON has no such numbers.
-    metrics["perplexity"] = None
-    reasons["perplexity"] = f"it is {loss.perplexity}: training has diverged"
 
   spoken, questions = _model_turns(dialogues), _questions(dialogues)
   replies = respond(generator, dialogues, [*spoken, *questions], counts)
@@ -176,75 +174,47 @@ def assess(
     for prompt, asked in questions.items()
     if prompt in replies
   ]  # fmt: skip
-  draw(generator, turns, seed)
+  draw(generator, turns, seed, everywhere=clip is not None)
   scenes = _scenes(dialogues)
   for turn in turns:
     turn.scene = scenes[turn.number].get(turn.gold.id) if turn.gold else None
     if turn.scene and turn.drawn is not None:
       turn.seen = synthetic.measure(turn.drawn)
 
-  table = intent.IntentCounts.of(
-    (turn.gold is not None, turn.reply.caption is not None) for turn in turns
-  )
+  table, thresholds = scores.add_intent(figures, turns)
   counts |= {"model_turns": table.total, "questions": len(answers)}
   counts["photo_turns"] = table.true_yes + table.false_no
-  scores = (table.precision, table.recall, table.f1)
-  metrics |= dict(zip(_INTENT, scores, strict=True))
-  chance |= dict.fromkeys(_INTENT, table.chance)
-  thresholds = intent.sweep(
-    (turn.gold is not None, turn.reply.photo_score) for turn in turns
+  scores.add_words(figures, turns)
+  scores.add_clip(figures, turns, clip)
+  scores.add_inception(figures, turns, inception)
+  _add_synthetic(figures, turns, answers)
+  return Found(figures, thresholds, dict(counts), dialogues, turns, answers)
+
+
+def _add_synthetic(
+  figures: Figures, turns: Sequence[ModelTurn], answers: Sequence[Answer]
+) -> None:
+  """What only the synthetic data can tell."""
+  attributes, kinds = synthetic.ATTRIBUTES, synthetic.KIND
+  figures.add(
+    "pixel_accuracy",
+    _mean(a.right for a in answers) if answers else None,
+    len(answers),
+    _mean(1 / len(attributes[a.attribute]) for a in answers)
+    if answers
+    else None,
+    "the data have no questions about photos",
   )
-  precision = intent.average_precision(thresholds)
-  metrics["photo_average_precision"] = precision
-  chance["photo_average_precision"] = (
-    None if precision is None else table.chance
-  )
-  if precision is None:
-    reasons["photo_average_precision"] = "the data share no photo"
-  sizes |= dict.fromkeys((*_INTENT, "photo_average_precision"), table.total)
-
-  for prefix, pairs in (("", _said(turns)), ("caption_", _captions(turns))):
-    found, why = _compare(pairs)
-    metrics |= {prefix + name: value for name, value in found.items()}
-    chance |= dict.fromkeys(prefix + name for name in found)
-    reasons |= {prefix + name: reason for name, reason in why.items()}
-    sizes |= dict.fromkeys((prefix + name for name in found), len(pairs))
-  for order in words.ORDERS:
-    name = f"distinct_{order}"
-    metrics[name] = words.distinct([t.reply.text for t in turns], order)
-    chance[name], sizes[name] = None, len(turns)
-    if metrics[name] is None:
-      reasons[name] = f"no reply has {order} words"
-
-  sizes["pixel_accuracy"] = len(answers)
-  metrics["pixel_accuracy"] = chance["pixel_accuracy"] = None
-  if answers:
-    metrics["pixel_accuracy"] = _mean(a.right for a in answers)
-    chance["pixel_accuracy"] = _mean(
-      1 / len(synthetic.ATTRIBUTES[a.attribute]) for a in answers
-    )
-  else:
-    reasons["pixel_accuracy"] = "the data have no questions about photos"
-
   compared = [
     image_metrics.Drawn(turn.scene, turn.seen) for turn in turns if turn.scene
   ]
-  sizes["attribute_accuracy"] = len(compared)
-  metrics["attribute_accuracy"] = chance["attribute_accuracy"] = None
-  if compared:
-    kinds = synthetic.KIND
-    metrics["attribute_accuracy"] = image_metrics.attribute_accuracy(
-      compared, kinds
-    )
-    chance["attribute_accuracy"] = image_metrics.attribute_chance(
-      synthetic.ATTRIBUTES, kinds
-    )
-  else:
-    reasons["attribute_accuracy"] = "the data do not say what photos show"
-  return Found(
-    metrics, chance, reasons, sizes, thresholds, dict(counts), dialogues,
-    turns, answers,
-  )  # fmt: skip
+  figures.add(
+    "attribute_accuracy",
+    image_metrics.attribute_accuracy(compared, kinds) if compared else None,
+    len(compared),
+    image_metrics.attribute_chance(attributes, kinds),
+    "the data do not say what photos show",
+  )
 
 
 def text_loss(
@@ -330,58 +300,30 @@ def respond(
 
 
 def draw(
-  generator: generate.Generator, turns: Sequence[ModelTurn], seed: int
+  generator: generate.Generator,
+  turns: Sequence[ModelTurn],
+  seed: int,
+  everywhere: bool = False,
 ) -> None:
-  """Draws the photos shared where the data share one, into `drawn`."""
-  wanted = [t for t in turns if t.gold and t.reply.caption]
-  photos = generator.draw(
-    [turn.reply.caption for turn in wanted],
-    np.random.SeedSequence(seed).generate_state(len(wanted)),
-  )
-  for turn, photo in zip(wanted, photos, strict=True):
-    turn.drawn = photo
+  """Draws the photos shared where the data share one, into `drawn`.
 
-
-def _said(turns: Sequence[ModelTurn]) -> list[tuple[str, str]]:
-  """(the reply's words, the data's), both up to the first photo."""
-  pairs = []
-  for turn in turns:
-    before = itertools.takewhile(
-      lambda part: isinstance(part, str), turn.spoken.parts
+  Args:
+    generator: the model.
+    turns: of the model's side.
+    seed: of the noise.
+    everywhere: also where the data share none.
+  """
+  shared = [t for t in turns if t.reply.caption]
+  groups = [(seed, [t for t in shared if t.gold])]
+  if everywhere:
+    groups.append(([seed, 1], [t for t in shared if not t.gold]))
+  for key, wanted in groups:
+    photos = generator.draw(
+      [turn.reply.caption for turn in wanted],
+      np.random.SeedSequence(key).generate_state(len(wanted)),
     )
-    if gold := " ".join(before):
-      pairs.append((turn.reply.text, gold))
-  return pairs
-
-
-def _captions(turns: Sequence[ModelTurn]) -> list[tuple[str, str]]:
-  """(the caption written, the data's) where the data have one."""
-  return [
-    (turn.reply.caption or "", turn.gold.caption)
-    for turn in turns
-    if turn.gold and turn.gold.caption
-  ]
-
-
-def _compare(
-  pairs: Sequence[tuple[str, str]],
-) -> tuple[dict[str, float | None], dict[str, str]]:
-  """BLEU and ROUGE-L of (written, wanted) pairs; why a figure is None."""
-  found: dict[str, float | None] = dict.fromkeys((*_BLEU, "rouge_l"))
-  if not pairs:
-    return found, dict.fromkeys(found, "the data have none")
-  why = {}
-  written, wanted = zip(*pairs, strict=True)
-  try:
-    scores = words.bleu(written, wanted)
-    found |= {name: scores[name] for name in _BLEU}
-  except words.NotInstalled as error:
-    why |= dict.fromkeys(_BLEU, str(error))
-  try:
-    found["rouge_l"] = words.rouge_l(written, wanted)
-  except words.NotInstalled as error:
-    why["rouge_l"] = str(error)
-  return found, why
+    for turn, photo in zip(wanted, photos, strict=True):
+      turn.drawn = photo
 
 
 def _by_length(contexts, limit):

@@ -193,6 +193,8 @@ class EvalConfig:
   sampler: str = "ddim"  # How photos are drawn: of diffusion.samplers.SAMPLERS.
   sampler_steps: int = 20  # Denoising steps of a photo.
   guidance: float = 3.0  # Classifier-free guidance scale; 1 is none.
+  clip: str = ""  # Folder of a CLIPModel, which scores photos; "" for none.
+  inception: str = ""  # Folder of FID's Inception, model.safetensors.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,12 @@ import rich.console
 import rich.table
 from etils import epath
 
-from photochat_jax import chat, inputs, record, showcase
-from photochat_jax.assess import Found, assess
+from photochat_jax import chat, inputs, judges, record, showcase
+from photochat_jax.assess import assess
 from photochat_jax.config import ConfigError, RunConfig
 from photochat_jax.data import synthetic
 from photochat_jax.metrics import report
+from photochat_jax.metrics.figures import Figures
 from photochat_jax.runtime import cluster
 
 _REMARKS = {
@@ -41,6 +42,7 @@ def evaluate(
 
   Raises:
     CheckpointError: there is no checkpoint, or it is of another config.
+    WeightsError: `eval.clip` or `eval.inception` cannot be used.
     ConfigError: there is no such split.
   """
   started = time.time() if started is None else started
@@ -52,13 +54,20 @@ def evaluate(
       f"{error} Or choose another with --config.eval.split."
     ) from error
   dialogues = dialogues[: run.eval.max_dialogues or None]
-  found = assess(generator, dialogues, run.seed)
+  found = assess(
+    generator,
+    dialogues,
+    run.seed,
+    judges.CLIPJudge(run.eval.clip) if run.eval.clip else None,
+    judges.InceptionJudge(run.eval.inception) if run.eval.inception else None,
+  )
+  figures = found.figures
   metrics = {
-    **found.metrics,
+    **figures.metrics,
     "seconds": round(time.time() - started, 1),
-    "chance": found.chance,
-    "reasons": found.reasons,
-    "sizes": found.sizes,
+    "chance": figures.chance,
+    "reasons": figures.reasons,
+    "sizes": figures.sizes,
     "thresholds": [
       {
         "threshold": threshold,
@@ -77,7 +86,7 @@ def evaluate(
     "git_commit": record.commit(),
   }
   if cluster.is_first():
-    rows = figures(found)
+    rows = rows_of(figures)
     _print(rows, run.eval.split, found.counts["dialogues"])
     folder = epath.Path(workdir) / "eval"
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,12 +100,12 @@ def evaluate(
   return metrics
 
 
-def figures(found: Found) -> list[report.Figure]:
+def rows_of(figures: Figures) -> list[report.Figure]:
   """The table's rows."""
   rows = []
-  for name, value in found.metrics.items():
-    note = found.reasons.get(name, "")
-    chance, size = found.chance[name], found.sizes[name]
+  for name, value in figures.metrics.items():
+    note = figures.reasons.get(name, "")
+    chance, size = figures.chance[name], figures.sizes[name]
     if not isinstance(value, dict):
       rows.append(report.Figure(name, value, chance, size, note))
       continue

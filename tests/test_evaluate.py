@@ -31,7 +31,11 @@ WORDS = {
 }  # fmt: skip
 CAPTIONS = {f"caption_{name}" for name in WORDS}
 DISTINCT = {"distinct_1", "distinct_2"}
-NAMES = SHARES | WORDS | CAPTIONS | DISTINCT | {
+JUDGED = {
+  "clip_score", "clip_photo_similarity", "mm_relevance", "fid",
+  "inception_score",
+}  # fmt: skip
+NAMES = SHARES | WORDS | CAPTIONS | DISTINCT | JUDGED | {
   "perplexity", "attribute_accuracy",
 }  # fmt: skip
 ATTRIBUTES = {
@@ -137,21 +141,24 @@ def own_photos(dialogues):
 
 def test_a_perfect_model_is_perfect(perfect, dialogues):
   found = assess.assess(perfect, dialogues)
-  assert set(found.metrics) == set(found.chance) == set(found.sizes) == NAMES
-  assert found.reasons == {}
+  metrics, sizes = found.figures.metrics, found.figures.sizes
+  assert set(metrics) == set(found.figures.chance) == set(sizes) == NAMES
+  assert set(found.figures.reasons) == JUDGED
+  for name, reason in found.figures.reasons.items():
+    assert "not computed: needs " in reason and metrics[name] is None
   for name in SHARES:
-    assert found.metrics[name] == 1.0, name
+    assert found.figures.metrics[name] == 1.0, name
   for name in WORDS:
-    assert found.metrics[name] == pytest.approx(100), name
+    assert found.figures.metrics[name] == pytest.approx(100), name
   # It names more of each photo than the data's captions do.
-  assert 20 < found.metrics["caption_bleu_1"] < 100
-  assert found.sizes["caption_bleu_1"] == len(own_photos(dialogues))
-  assert 0 < found.metrics["distinct_1"] < found.metrics["distinct_2"] < 100
+  assert 20 < metrics["caption_bleu_1"] < 100
+  assert sizes["caption_bleu_1"] == len(own_photos(dialogues))
+  assert 0 < metrics["distinct_1"] < metrics["distinct_2"] < 100
   (threshold, counts), (zero, all_yes) = found.thresholds
   assert (threshold, zero) == (1.0, 0.0)
   assert counts.f1 == 1.0 and all_yes.true_no == all_yes.false_no == 0
-  assert found.metrics["perplexity"] == pytest.approx(2)
-  accuracy = found.metrics["attribute_accuracy"]
+  assert found.figures.metrics["perplexity"] == pytest.approx(2)
+  accuracy = found.figures.metrics["attribute_accuracy"]
   assert set(accuracy) == ATTRIBUTES
   walls = [
     facts["attributes"]["wall"] == "grey"
@@ -185,10 +192,10 @@ def test_chance_and_counts(perfect, dialogues):
   assert found.counts["photo_turns"] == photos
   assert found.counts["questions"] == len(questions)
   for name in ("photo_precision", "photo_recall", "photo_f1"):
-    assert found.chance[name] == pytest.approx(photos / turns)
-  assert found.chance["pixel_accuracy"] == pytest.approx(1 / 5)
-  assert found.chance["perplexity"] == 768
-  assert found.chance["attribute_accuracy"] == pytest.approx({
+    assert found.figures.chance[name] == pytest.approx(photos / turns)
+  assert found.figures.chance["pixel_accuracy"] == pytest.approx(1 / 5)
+  assert found.figures.chance["perplexity"] == 768
+  assert found.figures.chance["attribute_accuracy"] == pytest.approx({
     "mean": (1 / 4 + 1 / 4 + 1 / 3 + 1 / 2) / 4,
     "captioned": (1 / 4 + 1 / 4 + 1 / 3 + 1 / 2) / 4,
     "told": 1 / 6,
@@ -207,10 +214,10 @@ def test_a_photo_not_shared_is_wrong(perfect, dialogues, monkeypatch):
     "draw",
     lambda self, captions, seeds: np.zeros((0, 8, 8, 3), np.uint8),
   )
-  found = assess.assess(perfect, dialogues)
-  assert found.metrics["photo_recall"] == found.metrics["photo_f1"] == 0
-  assert found.metrics["pixel_accuracy"] == 0  # It names two walls.
-  assert set(found.metrics["attribute_accuracy"].values()) == {0.0}
+  metrics = assess.assess(perfect, dialogues).figures.metrics
+  assert metrics["photo_recall"] == metrics["photo_f1"] == 0
+  assert metrics["pixel_accuracy"] == 0  # It names two walls.
+  assert set(metrics["attribute_accuracy"].values()) == {0.0}
 
 
 def test_one_wrong_detail_is_one_wrong_attribute(
@@ -228,7 +235,8 @@ def test_one_wrong_detail_is_one_wrong_attribute(
     return photos
 
   monkeypatch.setattr(generate.Generator, "draw", draw)
-  accuracy = assess.assess(perfect, dialogues).metrics["attribute_accuracy"]
+  figures = assess.assess(perfect, dialogues).figures
+  accuracy = figures.metrics["attribute_accuracy"]
   assert accuracy["colour"] == accuracy["told"] == 0
   assert accuracy["mean"] == accuracy["captioned"] == 1
 
@@ -309,12 +317,12 @@ def real_dialogues(run):
 def test_data_without_facts_lack_figures_and_say_why(run, generator):
   found = assess.assess(generator, real_dialogues(run))
   for name in ("pixel_accuracy", "attribute_accuracy"):
-    assert found.metrics[name] is found.chance[name] is None
-    assert found.reasons[name]
+    assert found.figures.metrics[name] is found.figures.chance[name] is None
+    assert found.figures.reasons[name]
   assert found.counts["photo_turns"] == 4  # One in each of the four.
-  assert found.metrics["perplexity"] > 1
-  json.dumps(found.metrics, allow_nan=False)
-  rows = {row.name: row for row in evaluate.figures(found)}
+  assert found.figures.metrics["perplexity"] > 1
+  json.dumps(found.figures.metrics, allow_nan=False)
+  rows = {row.name: row for row in evaluate.rows_of(found.figures)}
   assert report.number(rows["pixel_accuracy"].value) == "–"
   assert rows["pixel_accuracy"].note
 
@@ -332,7 +340,7 @@ def test_a_broken_photo_is_a_missing_one(generator, dialogues, tmp_path):
   count = sum(t.photo is not None for t in turns)
   found = assess.assess(generator, [dataclasses.replace(dialogue, turns=turns)])
   assert found.counts["photos_unreadable"] == count
-  assert found.metrics["pixel_accuracy"] is None  # Nothing was in view.
+  assert found.figures.metrics["pixel_accuracy"] is None  # Nothing was in view.
   shown = showcase.example(found, 0, 32)
   assert len(shown.bubbles) == len(dialogue_lib.merge_turns(turns))
 
@@ -421,9 +429,9 @@ def test_a_hopeless_perplexity_is_still_json(
 ):
   monkeypatch.setattr(assess, "text_loss", lambda *_: text.TokenLoss(nats, 1))
   found = assess.assess(perfect, dialogues[:2])
-  assert found.metrics["perplexity"] is None
-  assert "diverged" in found.reasons["perplexity"]
-  json.dumps(found.metrics, allow_nan=False)
+  assert found.figures.metrics["perplexity"] is None
+  assert "diverged" in found.figures.reasons["perplexity"]
+  json.dumps(found.figures.metrics, allow_nan=False)
 
 
 def test_photo_of_a_turn_without_one_in_the_data_is_not_measured():

@@ -10,7 +10,7 @@ import toy_agent
 from PIL import Image
 from toy_agent import BOS, END, EOS, IMG, PAD, SETTINGS, WORDS, A, B, C
 
-from photochat_jax import decoding, generate
+from photochat_jax import decoding
 from photochat_jax.data import dialogue
 from photochat_jax.data.images import ImageError, load_vision
 from photochat_jax.data.photochat import Photo, Turn

@@ -51,11 +51,25 @@ LAYERS = (
   ("beam", ("models.", "decoding")),
   ("generate", (*SHARED, "decoding", "inputs")),
   ("chat", (*SHARED, "generate", "inputs", "record")),
-  ("assess", (*SHARED, "generate", "inputs", "chat", "objective")),
+  ("judges", ("models.", "data.", "checkpoints.")),
+  ("scores", ("metrics.", "data.", "judges")),
+  (
+    "assess",
+    (*SHARED, "generate", "inputs", "chat", "objective", "judges", "scores"),
+  ),
   ("showcase", (*SHARED, "generate", "inputs", "chat")),
   (
     "evaluate",
-    (*SHARED, "inputs", "generate", "chat", "assess", "showcase", "record"),
+    (
+      *SHARED,
+      "inputs",
+      "generate",
+      "chat",
+      "assess",
+      "judges",
+      "showcase",
+      "record",
+    ),
   ),
   # Training, which needs no data and no tokenizer inside the step.
   ("captions", ("ops.", "models.", "config")),

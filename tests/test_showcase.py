@@ -7,6 +7,7 @@ from PIL import Image
 from photochat_jax import assess, generate, showcase
 from photochat_jax.data.dialogue import merge_turns
 from photochat_jax.data.photochat import Dialogue, Photo, Turn
+from photochat_jax.metrics.figures import Figures
 from photochat_jax.metrics.report import Mark
 
 SCENE = {"shape": "ball", "colour": "red"}
@@ -33,7 +34,7 @@ def found_of(turns, replies, answers=()):
     for s, r in zip(spoken, replies, strict=True)
   ]
   return assess.Found(
-    {}, {}, {}, {}, [], {}, [dialogue], entries, list(answers)
+    Figures(), [], {}, [dialogue], entries, list(answers)
   )
 
 

@@ -28,8 +28,7 @@ def read_config(settings: Mapping[str, Any], **tokens: Any) -> CLIPConfig:
 
   Args:
     settings: the parsed file.
-    **tokens: the tokenizer's ids, which the file has wrong: `bos_token_id`,
-      `eos_token_id`, `pad_token_id`.
+    **tokens: ids of the text tower; those in the file are not read.
 
   Raises:
     WeightsError: it is of another architecture, or a field is wrong.

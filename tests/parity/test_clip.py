@@ -1,14 +1,18 @@
 """CLIP's two towers against transformers' `CLIPModel`."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from photochat_jax import judges
 from photochat_jax.checkpoints import clip as table_lib
 from photochat_jax.checkpoints import files, tables
+from photochat_jax.data import tokenizers
 from photochat_jax.models import clip, vit
 
 torch = pytest.importorskip("torch")
@@ -18,7 +22,7 @@ import hf_models  # noqa: E402
 TOKENS = {"bos_token_id": 60, "eos_token_id": 61, "pad_token_id": 61}
 
 
-def original(act):
+def original(act, **text):
   transformers = hf_models.transformers
   tower = {
     "intermediate_size": 40,
@@ -29,7 +33,8 @@ def original(act):
   config = transformers.CLIPConfig(
     text_config=tower
     | TOKENS
-    | {"hidden_size": 24, "vocab_size": 62, "max_position_embeddings": 11},
+    | {"hidden_size": 24, "vocab_size": 62, "max_position_embeddings": 11}
+    | text,
     vision_config=tower
     | {"hidden_size": 32, "image_size": 24, "patch_size": 8},
     projection_dim=20,
@@ -76,6 +81,51 @@ def test_both_embeddings_equal_the_originals(act, tmp_path):
   np.testing.assert_allclose(
     read @ seen.T, (out.text_embeds @ out.image_embeds.T).numpy(), atol=1e-5
   )
+
+
+def test_the_judge_prepares_as_the_originals_processor_and_tokenizer(tmp_path):
+  transformers = hf_models.transformers
+  ours = tokenizers.CLIPTokenizer(max_length=11)
+  # A toy's vocabulary has an EOS of its own.
+  model = original(
+    "quick_gelu", vocab_size=ours.vocab_size, eos_token_id=ours.eos_id
+  )
+  model.save_pretrained(tmp_path)
+  shutil.copy(ours.path, tmp_path / "tokenizer.json")
+  judge = judges.CLIPJudge(str(tmp_path), batch_size=2)
+  rng = np.random.default_rng(0)
+  photos = [
+    rng.integers(0, 256, (*size, 3), np.uint8)
+    for size in ((24, 24), (40, 30), (31, 77))
+  ]
+  texts = ["A Ball on grass", "", "a " * 40]
+  processor = transformers.CLIPImageProcessorPil(
+    size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}
+  )
+  pixels = processor([Image.fromarray(p) for p in photos], return_tensors="np")
+  learned = json.loads(ours.path.read_text())["model"]
+  tokenizer = transformers.CLIPTokenizer(
+    vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]]
+  )
+  tokens = tokenizer(
+    texts, padding="max_length", truncation=True, max_length=11
+  )["input_ids"]
+  tokens = np.array(tokens)
+  with torch.no_grad():
+    out = model(
+      input_ids=torch.from_numpy(tokens),
+      pixel_values=torch.from_numpy(np.asarray(pixels["pixel_values"])),
+    )
+  # One level of 255 is the most that resizing may differ by.
+  np.testing.assert_allclose(
+    judge.see(photos), out.image_embeds.numpy(), atol=2e-2
+  )
+  np.testing.assert_allclose(
+    judge.read(texts), out.text_embeds.numpy(), atol=1e-5
+  )
+  (tmp_path / "tokenizer.json").unlink()
+  with pytest.raises(files.WeightsError, match="no tokenizer"):
+    judges.CLIPJudge(str(tmp_path))
 
 
 def test_the_published_checkpoint_has_its_names_and_shapes():

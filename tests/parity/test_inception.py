@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
+from photochat_jax import judges
 from photochat_jax.checkpoints import inception as table_lib
 from photochat_jax.checkpoints import tables
+from photochat_jax.checkpoints.files import WeightsError
 from photochat_jax.checkpoints.table_error import TableError
 from photochat_jax.models import inception
 
@@ -198,6 +201,20 @@ def test_equals_the_original(weights):
   np.testing.assert_allclose(
     inception.prepare(large), wanted.permute(0, 2, 3, 1), atol=1e-4
   )
+
+
+def test_the_judge_reads_a_folder_and_looks_in_batches(weights, tmp_path):
+  safetensors_numpy.save_file(weights, tmp_path / "model.safetensors")
+  judge = judges.InceptionJudge(str(tmp_path), batch_size=2)
+  rng = np.random.default_rng(2)
+  photos = rng.integers(0, 256, (3, 20, 20, 3), np.uint8)
+  found = judge.look(list(photos))
+  for ours, wanted in zip(found, original(weights, photos), strict=True):
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4 * scale)
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(WeightsError, match="empty"):
+    judges.InceptionJudge(str(tmp_path / "empty"))
 
 
 def test_all_of_a_file_is_read_and_nothing_else(weights):
