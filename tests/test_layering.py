@@ -120,6 +120,7 @@ LAYERS = (
       "initial",
     ),
   ),
+  ("ablation.", ("ablation.", "config")),
   ("main", ("",)),
 )
 

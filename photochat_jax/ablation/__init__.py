@@ -1,0 +1,1 @@
+"""Arms side by side: what is trained, in which order, and what came out."""

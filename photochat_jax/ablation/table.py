@@ -1,0 +1,129 @@
+"""What came out: means over seeds, 95 % intervals, and differences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+# Figures of `metrics.json` in the table, dotted where one is inside another,
+# and whether more is better.
+FIGURES = {
+  "attribute_accuracy.told": ("told", True),
+  "attribute_accuracy.captioned": ("captioned", True),
+  "pixel_accuracy": ("pixel questions", True),
+  "photo_f1": ("photo F1", True),
+  "photo_average_precision": ("photo AP", True),
+  "caption_bleu_2": ("caption BLEU-2", True),
+  "bleu_2": ("BLEU-2", True),
+  "perplexity": ("perplexity", False),
+}
+
+
+class Estimate(NamedTuple):
+  """A mean over seeds.
+
+  Attributes:
+    mean: of the values.
+    half: half of the 95 % interval (Student's t); NaN of one value.
+    count: of values.
+  """
+
+  mean: float
+  half: float
+  count: int
+
+  def __str__(self) -> str:
+    if not self.count:
+      return "–"
+    spread = "" if math.isnan(self.half) else f" ± {self.half:.3f}"
+    return f"{self.mean:.3f}{spread}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+  """The mean of some seeds and its 95 % interval."""
+  count = len(values)
+  if not count:
+    return Estimate(math.nan, math.nan, 0)
+  if count == 1:
+    return Estimate(float(values[0]), math.nan, 1)
+  error = np.std(values, ddof=1) / math.sqrt(count)
+  half = scipy.stats.t.ppf(0.975, count - 1) * error
+  return Estimate(float(np.mean(values)), float(half), count)
+
+
+def figure(metrics: Mapping[str, Any], name: str) -> float | None:
+  """A figure of `metrics.json`, None where it is not there."""
+  value: Any = metrics
+  for part in name.split("."):
+    value = value.get(part) if isinstance(value, Mapping) else None
+  return value
+
+
+def values(
+  results: Mapping[tuple[str, int], Mapping[str, Any]], arm: str, name: str
+) -> dict[int, float]:
+  """A figure of an arm by seed.
+
+  Args:
+    results: (arm, seed) -> what its `metrics.json` holds.
+    arm: its name.
+    name: of `FIGURES`.
+  """
+  found = {}
+  for (other, seed), metrics in sorted(results.items()):
+    value = figure(metrics, name) if other == arm else None
+    if value is not None:
+      found[seed] = value
+  return found
+
+
+def difference(
+  results: Mapping[tuple[str, int], Mapping[str, Any]],
+  arm: str,
+  other: str,
+  name: str,
+) -> Estimate:
+  """An arm less another, seed by seed: they share all but the joint stage."""
+  one, two = values(results, arm, name), values(results, other, name)
+  return estimate([one[seed] - two[seed] for seed in one if seed in two])
+
+
+def markdown(
+  results: Mapping[tuple[str, int], Mapping[str, Any]],
+  arms: Mapping[str, str],
+  baseline: str = "none",
+) -> str:
+  """The table, and below it the differences to a baseline.
+
+  Args:
+    results: (arm, seed) -> what its `metrics.json` holds.
+    arms: name -> what it is, in the table's order.
+    baseline: the arm that the others are compared with.
+  """
+  heads = [head for head, _ in FIGURES.values()]
+  right = ["---:"] * len(heads)
+  lines = [_line("arm", "seeds", *heads), _line("---", "---:", *right)]
+  for name, what in arms.items():
+    row = [estimate(list(values(results, name, f).values())) for f in FIGURES]
+    count = max((e.count for e in row), default=0)
+    lines.append(_line(f"{name}: {what}", str(count), *map(str, row)))
+  lines += ["", f"Less `{baseline}`, seed by seed (95 % intervals; `*` is where"
+            " it does not hold 0):", ""]  # fmt: skip
+  lines += [_line("arm", *heads), _line("---", *right)]
+  for name in arms:
+    if name == baseline:
+      continue
+    row = [difference(results, name, baseline, f) for f in FIGURES]
+    lines.append(_line(name, *map(_marked, row)))
+  return "\n".join(lines) + "\n"
+
+
+def _marked(found: Estimate) -> str:
+  sure = abs(found.mean) > found.half
+  return f"{found}{' *' if sure else ''}"
+
+
+def _line(*cells: str) -> str:
+  return f"| {' | '.join(cells)} |"

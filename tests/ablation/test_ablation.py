@@ -1,0 +1,138 @@
+"""Plans and tables of ablations; the runs are stand-ins."""
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small_run
+
+from photochat_jax.ablation import arms, runs, table
+from photochat_jax.config import ConfigError
+
+
+def jobs_of(out, names=("aligned", "rloo"), seeds=(0, 3)):
+  return runs.plan(
+    "configs/tiny.py", small_run.run_config(), arms.choose(names), seeds, out,
+    ["--config.data.told_share=0.05"],
+  )  # fmt: skip
+
+
+def test_each_seed_has_a_base_from_which_arms_begin(tmp_path):
+  jobs = jobs_of(tmp_path)
+  assert [(j.arm, j.seed) for j in jobs] == [
+    ("base", 0), ("aligned", 0), ("rloo", 0),
+    ("base", 3), ("aligned", 3), ("rloo", 3),
+  ]  # fmt: skip
+  base, rloo = jobs[3].command, jobs[5].command
+  for command in (base, rloo):
+    assert command[3:6] == (
+      f"--workdir={tmp_path}/seed3/{'base' if command is base else 'rloo'}",
+      "--config=configs/tiny.py",
+      "--config.seed=3",
+    )
+    assert "--config.data.told_share=0.05" in command
+  assert "--config.stage_order=('autoencoder', 'generator',)" in base
+  assert set(rloo[7:]) == {
+    "--config.stage_order=('joint',)",
+    f"--config.pretrained.run={tmp_path}/seed3/base",
+    "--config.bridge.draw=gumbel",
+    "--config.bridge.estimator=rloo",
+    "--config.bridge.matrix=none",
+  }
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+  jobs, made = jobs_of(tmp_path), []
+
+  def execute(command, log):
+    made.append(command)
+    if len(made) == 3:
+      return 1
+    folder = log.parent / "eval"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"perplexity": len(made)}))
+    return 0
+
+  with pytest.raises(runs.RunFailed, match="rloo.*ended with 1; .*log.txt"):
+    runs.run_all(jobs, execute=execute)
+  assert set(runs.read(jobs)) == {("base", 0), ("aligned", 0)}
+  told = []
+  runs.run_all(jobs, lambda job, _, done: told.append(done), execute)
+  assert told == [True, True, False, False, False, False]
+  assert made == [j.command for j in (*jobs[:3], *jobs[2:])]
+  assert runs.read(jobs)["rloo", 3] == {"perplexity": 7}
+
+
+def test_an_ablation_needs_shared_stages(tmp_path):
+  run = small_run.run_config()
+  alone = type(run)(**vars(run) | {"stages": run.stages[-1:]})
+  with pytest.raises(ConfigError, match="a last one called joint"):
+    runs.plan("x.py", alone, [], [0], tmp_path)
+  with pytest.raises(ValueError, match="no arm 'alinged'; choose core"):
+    arms.choose(["alinged"])
+  assert [a.name for a in arms.choose(["none", "core"])][:2] == [
+    "none", "aligned"
+  ]  # fmt: skip
+
+
+def test_intervals_by_hand():
+  # Values 1, 2, 6: mean 3, deviation sqrt(7); t(0.975, 2) is 4.302653.
+  found = table.estimate([1.0, 2.0, 6.0])
+  assert found.mean == 3
+  assert found.half == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
+  assert str(table.estimate([0.5])) == "0.500"
+  assert str(table.estimate([])) == "–"
+
+
+def results(told):
+  return {
+    (arm, seed): {"attribute_accuracy": {"told": value}, "perplexity": None}
+    for arm, row in told.items()
+    for seed, value in row.items()
+  }
+
+
+def test_differences_are_of_the_same_seed():
+  found = results({"none": {0: 0.1, 1: 0.3, 2: 0.2}, "rloo": {1: 0.9, 0: 0.7}})
+  name = "attribute_accuracy.told"
+  apart = table.difference(found, "rloo", "none", name)
+  assert apart.mean == pytest.approx(0.6) and apart.count == 2
+  np.testing.assert_allclose(apart.half, 0, atol=1e-12)
+  assert table.difference(found, "rloo", "none", "perplexity").count == 0
+
+
+def test_the_table_reads_well():
+  found = results({"none": {0: 0.1, 1: 0.2}, "rloo": {0: 0.7, 1: 0.9}})
+  text = table.markdown(found, {"none": "apart", "rloo": "RLOO"})
+  rows = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in text.splitlines()
+    if line.startswith("|")
+  ]
+  assert rows[0][:3] == ["arm", "seeds", "told"]
+  assert rows[2][:3] == ["none: apart", "2", "0.150 ± 0.635"]
+  assert rows[3][:3] == ["rloo: RLOO", "2", "0.800 ± 1.271"]
+  assert rows[3][-1] == "–"
+  # 0.6 and 0.7: 0.65, deviation 0.0707, half 12.706 * 0.05.
+  assert rows[-1][:2] == ["rloo", "0.650 ± 0.635 *"]
+
+
+def test_the_tool_prints_its_commands(request, tmp_path):
+  root = request.path.parents[2]
+  made = subprocess.run(
+    [
+      sys.executable, root / "tools" / "run_ablation.py",
+      "--config=configs/tiny.py", "--arms=none", "--seeds=2", "--dry-run",
+      f"--out={tmp_path}", "--config.stages.joint.steps=7",
+    ],
+    cwd=root, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert made.returncode == 0, made.stderr
+  lines = [shlex.split(line) for line in made.stdout.splitlines()]
+  assert len(lines) == 4
+  assert all("--config.stages.joint.steps=7" in line for line in lines)
+  assert "--config.bridge.matrix=none" in lines[3]
