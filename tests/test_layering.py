@@ -120,7 +120,8 @@ LAYERS = (
       "initial",
     ),
   ),
-  ("ablation.", ("ablation.", "config")),
+  ("probe", (*SHARED, "captions", "losses", "objective")),
+  ("ablation.", ("ablation.", "config", "metrics.")),
   ("main", ("",)),
 )
 
