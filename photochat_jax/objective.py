@@ -174,6 +174,96 @@ def _repeat(x: jax.Array, count: int) -> jax.Array:
   return x if count == 1 else jnp.repeat(x, count, axis=0)
 
 
+def _draw_captions(
+  run: RunConfig,
+  logits: jax.Array,
+  photos: Batch,
+  keys: jax.Array,
+  retokenise: captions.Retokenise,
+  mesh: Any,
+  slots: int,
+) -> Batch:
+  """The photos' captions as the language model draws them, tokenised."""
+  y = captions.draw_captions(run, logits, photos, keys)
+  mask = _repeat(photos["caption_mask"], run.bridge.num_samples)
+  z, alignment, final = captions.retokenise_in_program(
+    retokenise, mesh, y, mask, slots
+  )
+  return {
+    "caption_tokens": y,
+    "clip_tokens": z,
+    "alignment": alignment,
+    "caption_final": final,
+  }
+
+
+def photo_loss(
+  model: PhotoChat,
+  run: RunConfig,
+  params: Any,
+  latent_scale: jax.Array,
+  photos: Batch,
+  logits: jax.Array | None,
+  empty_tokens: jax.Array,
+  vocabulary_map: Any,
+  keys: jax.Array,
+  tau: jax.Array | float,
+  count: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """The generator's loss, and what `rloo` adds to it.
+
+  Args:
+    model: the model.
+    run: the run.
+    params: the parameters.
+    latent_scale: scalar.
+    photos: from `flatten_photos`; several captions for each photo, one after
+      the other, where `rloo` has drawn them.
+    logits: [X, n, V] where the language model wrote the captions, else None.
+    empty_tokens: int32[m], the empty caption.
+    vocabulary_map: of the bridge.
+    keys: [X], each photo's; its captions share all that is random about it.
+    tau: the bridge's temperature.
+    count: photos of the global batch.
+
+  Returns:
+    The mean over the photos there are, and zero: its gradient is RLOO's.
+  """
+  samples = len(photos["clip_tokens"]) // len(keys)
+  scored = run.bridge.estimator == "rloo" and logits is not None
+  context = photo_context(
+    model,
+    run,
+    params,
+    photos,
+    None if scored else logits,
+    empty_tokens,
+    vocabulary_map,
+    _repeat(keys, samples),
+    tau,
+  )
+  mean, logvar = photo_moments(model, params, photos)
+  latents = sample_latents(mean, logvar, keys) * latent_scale
+  noise = captions.keys_for(keys, captions.DIFFUSION)
+  errors = losses.diffusion(
+    model.config.schedule,
+    lambda x, t: model.denoise(params, x, t, context),
+    _repeat(latents, samples),
+    _repeat(noise, samples),
+    run.loss.min_snr_gamma or None,
+  ).reshape(-1, samples)
+  there = photos["photos_out_mask"], count
+  loss, reinforced = losses.masked_mean(errors.mean(-1), *there), jnp.zeros(())
+  if scored and samples > 1:
+    log_probs = caption_log_probs(
+      logits, photos["caption_tokens"], photos["caption_mask"]
+    )
+    reinforced = losses.masked_mean(
+      losses.leave_one_out(errors, log_probs), *there
+    )
+  return loss, reinforced
+
+
 def loss_terms(
   model: PhotoChat,
   run: RunConfig,
@@ -260,56 +350,24 @@ def loss_terms(
     if hidden is not None:
       logits = caption_logits(model, params, hidden, batch["caption_index"])
       if retokenise is not None:
-        y = captions.draw_captions(run, logits, photos, keys)
-        z, alignment, final = captions.retokenise_in_program(
-          retokenise,
-          mesh,
-          y,
-          _repeat(photos["caption_mask"], run.bridge.num_samples),
-          empty_tokens.shape[0],
+        photos |= _draw_captions(
+          run, logits, photos, keys, retokenise, mesh, len(empty_tokens)
         )
-        photos |= {
-          "caption_tokens": y,
-          "clip_tokens": z,
-          "alignment": alignment,
-          "caption_final": final,
-        }
-    # Of each photo, captions: several where `rloo` has drawn them. They share
-    # everything random about the photo.
-    samples = len(photos["clip_tokens"]) // len(keys)
-    scored = run.bridge.estimator == "rloo" and logits is not None
-    context = photo_context(
+    metrics["photo"], reinforced = photo_loss(
       model,
       run,
       params,
+      latent_scale,
       photos,
-      None if scored else logits,
+      logits,
       empty_tokens,
       vocabulary_map,
-      _repeat(keys, samples),
+      keys,
       losses.scheduled(run.bridge.tau, step),
+      counts["photos"],
     )
-    mean, logvar = photo_moments(model, params, photos)
-    latents = sample_latents(mean, logvar, keys) * latent_scale
-    noise = captions.keys_for(keys, captions.DIFFUSION)
-    errors = losses.diffusion(
-      model.config.schedule,
-      lambda x, t: model.denoise(params, x, t, context),
-      _repeat(latents, samples),
-      _repeat(noise, samples),
-      run.loss.min_snr_gamma or None,
-    ).reshape(-1, samples)
-    there = photos["photos_out_mask"], counts["photos"]
-    metrics["photo"] = losses.masked_mean(errors.mean(-1), *there)
-    photo = metrics["photo"]
-    if scored and samples > 1:
-      log_probs = caption_log_probs(
-        logits, photos["caption_tokens"], photos["caption_mask"]
-      )
-      photo += losses.masked_mean(
-        losses.leave_one_out(errors, log_probs), *there
-      )
-    total += weights["photo"] * run.loss.photo * photo
+    weight = weights["photo"] * run.loss.photo
+    total += weight * (metrics["photo"] + reinforced)
   return total, metrics | {"loss": total}
 
 
