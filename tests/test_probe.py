@@ -67,7 +67,8 @@ def test_where_the_loss_is_linear_aligned_is_the_oracle(setting, monkeypatch):
     z, _, _ = retokenise(
       np.full((1, 16), token), np.arange(16)[None] < 1
     )
-    writable[token] = (z[0] != z[0, -1]).sum() <= 3
+    # BOS and one piece; EOS is what the rest is filled with.
+    writable[token] = (z[0] != z[0, -1]).sum() == 2
   assert writable.sum() >= 4
   # Only positions whose own token is a whole word count.
   positions = [
@@ -75,7 +76,7 @@ def test_where_the_loss_is_linear_aligned_is_the_oracle(setting, monkeypatch):
     for at in probe.oracle(world, retokenise, 4, writable)
     if writable[at.candidates[0]]
   ]
-  assert len(positions) >= 3
+  assert len(positions) >= 2
   found = probe.gradient(world, "aligned", "straight_through")
   for scores in probe.score(world, positions, found):
     assert scores.top_1 == scores.sign == 1

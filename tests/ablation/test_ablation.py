@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -130,6 +131,7 @@ def test_the_tool_prints_its_commands(request, tmp_path):
       f"--out={tmp_path}", "--config.stages.joint.steps=7",
     ],
     cwd=root, capture_output=True, text=True, check=False,
+    env={**os.environ, "PYTHONPATH": str(root)},
   )  # fmt: skip
   assert made.returncode == 0, made.stderr
   lines = [shlex.split(line) for line in made.stdout.splitlines()]
