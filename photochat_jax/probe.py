@@ -75,7 +75,11 @@ class Position(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """How a gradient did on a photo's caption; means over its positions."""
+  """How a gradient did on a photo's caption; means over its positions.
+
+  `norm` is that of the gradient to a position's logits, `directions` how many
+  there are in what the positions are told: 1 cannot speak to one word.
+  """
 
   top_1: float
   rank: float
@@ -313,7 +317,7 @@ def score(
         ),
         cosine=float(guesses @ costs / size) if size else 0.0,
         norm=float(np.linalg.norm(rows, axis=-1).mean()),
-        directions=int(np.linalg.matrix_rank(rows, tol=_tolerance(rows))),
+        directions=_directions(rows, p[photo][mask[photo]]),
       )
     )
   return scores
@@ -342,6 +346,15 @@ def methods() -> tuple[tuple[str, str, str], ...]:
   )
 
 
-def _tolerance(rows: np.ndarray) -> float:
-  """Directions a thousandth as large as the largest do not count."""
-  return 1e-3 * float(np.linalg.norm(rows, 2))
+def _directions(rows: np.ndarray, p: np.ndarray) -> int:
+  """The rank, over a caption's positions, of what each word is told.
+
+  Of the gradients over their probabilities, less what all words are told
+  alike; directions a thousandth as large as the largest do not count.
+  """
+  real = (p > 0).all(0)  # Padded entries are told nothing.
+  told = rows[:, real] / p[:, real]
+  told -= told.mean(-1, keepdims=True)
+  return int(
+    np.linalg.matrix_rank(told, tol=1e-3 * np.linalg.norm(told, 2))
+  )
