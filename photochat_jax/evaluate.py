@@ -123,7 +123,11 @@ def _print(rows: Sequence[report.Figure], split: str, dialogues: int) -> None:
   for column in ("value", "chance", "of"):
     table.add_column(column, justify="right")
   table.add_column("remark", style="dim")
+  absent: dict[str, list[str]] = {}
   for row in rows:
+    if row.value is None:
+      absent.setdefault(row.note, []).append(row.name)
+      continue
     table.add_row(
       row.name,
       report.number(row.value),
@@ -131,4 +135,8 @@ def _print(rows: Sequence[report.Figure], split: str, dialogues: int) -> None:
       f"{row.size:,}",
       row.note,
     )
-  rich.console.Console().print(table)
+  console = rich.console.Console()
+  console.print(table)
+  for reason, names in absent.items():
+    line = f"{', '.join(names)}: {reason}"
+    console.print(line, markup=False, style="dim", soft_wrap=True)
