@@ -12,7 +12,7 @@ from etils import epath
 from photochat_jax import chat, inputs, judges, record, showcase
 from photochat_jax.assess import assess
 from photochat_jax.config import ConfigError, RunConfig
-from photochat_jax.data import synthetic
+from photochat_jax.data import schema, synthetic
 from photochat_jax.metrics import report
 from photochat_jax.metrics.figures import Figures
 from photochat_jax.runtime import cluster
@@ -25,7 +25,10 @@ _REMARKS = {
 
 
 def evaluate(
-  run: RunConfig, workdir: epath.PathLike, started: float | None = None
+  run: RunConfig,
+  workdir: epath.PathLike,
+  started: float | None = None,
+  folder: str = "eval",
 ) -> dict[str, Any]:
   """Measures the newest checkpoint; prints a table and writes two files.
 
@@ -33,9 +36,10 @@ def evaluate(
 
   Args:
     run: the run's settings.
-    workdir: its folder; `eval/metrics.json` and `eval/report.html` go there.
+    workdir: its folder.
     started: `time.time()` at the start of the job that `seconds` measures;
       now by default.
+    folder: of the workdir, where `metrics.json` and `report.html` go.
 
   Returns:
     What `metrics.json` holds.
@@ -84,19 +88,22 @@ def evaluate(
     "seed": run.seed,
     "versions": record.versions(),
     "git_commit": record.commit(),
+    "weights": record.weights_digest(run, workdir, step),
+    "data": schema.digest(found.dialogues),
+    "devices": record.devices(),
   }
   if cluster.is_first():
     rows = rows_of(figures)
     _print(rows, run.eval.split, found.counts["dialogues"])
-    folder = epath.Path(workdir) / "eval"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(
+    place = epath.Path(workdir) / folder
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "metrics.json").write_text(
       json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     )
     size = generator.model.photo_shape[0]
     html = showcase.page(found, metrics, rows, size)
-    (folder / "report.html").write_text(html)
-    print(f"Report: {folder / 'report.html'}")
+    (place / "report.html").write_text(html)
+    print(f"Report: {place / 'report.html'}")
   return metrics
 
 

@@ -6,6 +6,7 @@ years later explained.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -47,6 +48,31 @@ def commit() -> str | None:
   except FileNotFoundError:
     return None
   return git.stdout.strip() if git.returncode == 0 else None
+
+
+def devices() -> str:
+  """Returns what computes: how many of which kind, over how many processes."""
+  kind = jax.devices()[0].device_kind
+  return f"{jax.device_count()} x {kind}, {jax.process_count()} processes"
+
+
+def weights_digest(
+  run: config_lib.RunConfig, workdir: epath.PathLike, step: int
+) -> str:
+  """SHA-256 of a checkpoint's weights, from the digests of its arrays.
+
+  Raises:
+    CheckpointError: there is none, or it is of another config.
+  """
+  with manager.Checkpoints(workdir, model=run.as_dict()["model"]) as saved:
+    digests = saved.read_meta(step)["digests"]
+  weights = {
+    path: digest
+    for path, digest in digests.items()
+    if not path.startswith("opt_state")
+  }
+  text = json.dumps(weights, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(run: config_lib.RunConfig, workdir: str) -> None:

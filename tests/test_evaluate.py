@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import toy_agent
 
-from photochat_jax import assess, chat, evaluate, generate, inputs, showcase
+from photochat_jax import (
+  assess,
+  chat,
+  evaluate,
+  generate,
+  inputs,
+  reproduce,
+  showcase,
+)
 from photochat_jax import config as config_lib
 from photochat_jax.checkpoints import manager
 from photochat_jax.data import dialogue as dialogue_lib
@@ -372,6 +380,7 @@ def test_the_whole_job(run, workdir, dialogues, capsys):
   assert set(written) == NAMES | {
     "seconds", "chance", "reasons", "counts", "split", "step", "config",
     "seed", "versions", "git_commit", "sizes", "thresholds",
+    "weights", "data", "devices",
   }  # fmt: skip
   assert set(written["attribute_accuracy"]) == ATTRIBUTES
   assert set(written["chance"]) == NAMES
@@ -381,6 +390,14 @@ def test_the_whole_job(run, workdir, dialogues, capsys):
   assert written["config"]["data"]["num_test"] == 12
   assert written["versions"]["jax"] == jax.__version__
   assert [p.name for p in workdir.rglob("metrics.json")] == ["metrics.json"]
+  # Measured again it is the same, in a folder of its own.
+  again = evaluate.evaluate(run, workdir, folder="again")
+  assert reproduce.figures(written, json.loads(json.dumps(again)), 0.0) == []
+  assert reproduce.making(written, json.loads(json.dumps(again))) == []
+  assert (workdir / "again" / "report.html").exists()
+  # Another photo is other data.
+  other = dataclasses.replace(dialogues[0], id="other")
+  assert schema.digest([other]) != schema.digest(dialogues[:1])
   shown = capsys.readouterr().out
   for name in (*NAMES - {"attribute_accuracy"}, "attribute_accuracy/told"):
     assert name in shown

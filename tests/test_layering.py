@@ -120,6 +120,7 @@ LAYERS = (
       "initial",
     ),
   ),
+  ("reproduce", ()),
   ("probe", (*SHARED, "captions", "losses", "objective")),
   ("ablation.", ("ablation.", "config", "metrics.")),
   ("main", ("",)),

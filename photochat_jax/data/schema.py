@@ -9,7 +9,8 @@ were published.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 
@@ -130,3 +131,17 @@ def shared_photos(
         if turn.photo:
           where.setdefault(turn.photo.id, {})[name] = None
   return {i: tuple(names) for i, names in where.items() if len(names) > 1}
+
+
+def digest(dialogues: Iterable[Dialogue]) -> str:
+  """SHA-256 of what is said and shown, photos' files read; hexadecimal."""
+  total = hashlib.sha256()
+  for dialogue in dialogues:
+    total.update(repr((dialogue.id, dialogue.split)).encode())
+    for turn in dialogue.turns:
+      photo = turn.photo
+      seen = photo and (photo.id, photo.description, photo.caption)
+      total.update(repr((turn.speaker, turn.text, seen)).encode())
+      if photo and photo.path:
+        total.update(epath.Path(photo.path).read_bytes())
+  return total.hexdigest()
