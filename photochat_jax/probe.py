@@ -35,7 +35,8 @@ MATRICES = ("all_pairs", "static", "aligned")
 ESTIMATORS = ("straight_through", "reinmax")
 
 
-class World(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
   """A model and a batch, as far as the probe needs them.
 
   Attributes:
@@ -56,6 +57,17 @@ class World(NamedTuple):
   keys: jax.Array
   vocabulary_map: Any
   draws: int
+
+  @functools.cached_property
+  def costs(self) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+    """(clip_tokens int32[Y, m], rows int[Y]) -> [Y], compiled once."""
+
+    def of(tokens, rows):
+      embedded = self.model.embed_caption(self.params, tokens)
+      context = self.model.read_caption(self.params, embedded)
+      return errors(self, context, rows)
+
+    return jax.jit(of)
 
 
 class Position(NamedTuple):
@@ -202,19 +214,13 @@ def measure(
   Returns:
     float64[Y].
   """
-  model = world.model
-
-  @jax.jit
-  def of(tokens, rows):
-    embedded = model.embed_caption(world.params, tokens)
-    return errors(world, model.read_caption(world.params, embedded), rows)
-
   found = []
   for start in range(0, len(rows), batch):
     some = clip_tokens[start : start + batch], rows[start : start + batch]
     spare = batch - len(some[1])
     padded = np.pad(some[0], ((0, spare), (0, 0))), np.pad(some[1], (0, spare))
-    found.append(np.asarray(of(*padded), np.float64)[: len(some[1])])
+    costs = np.asarray(world.costs(*padded), np.float64)
+    found.append(costs[: len(some[1])])
   return np.concatenate(found)
 
 
