@@ -16,7 +16,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 
 from photochat_jax import inputs, probe, record
@@ -45,6 +45,7 @@ _SHOWN = 6  # Captions in the heat map.
 def main(argv: list[str]) -> None:
   """Probes and writes."""
   del argv
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much.
   if not _WORKDIR.value or not _OUT.value:
     raise ValueError("Give --workdir=DIR, a trained run, and --out=DIR.")
   run, started = record.read(_WORKDIR.value), time.monotonic()

@@ -14,7 +14,7 @@ Exit status: 0 all figures are the same, 1 some differ, 2 it cannot be tried.
 import json
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 
 from photochat_jax import config as config_lib
@@ -29,6 +29,7 @@ _TOLERANCE = flags.DEFINE_float(
 
 def main(argv: list[str]) -> None:
   """Reads, makes again, compares."""
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much.
   try:
     same = _again(argv[1:])
   except ValueError as error:
