@@ -28,7 +28,8 @@ def relevance(response: np.ndarray, reference: np.ndarray) -> float:
 
   A response is a sequence of texts and photos. The i-th of one is compared
   with the i-th of the other, whatever kind they are; what the longer one has
-  more counts against it.
+  more counts against it. Written from the paper's description, not held against
+  its authors' code.
 
   Args:
     response: [j, P], what the model gave.
