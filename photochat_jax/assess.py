@@ -187,34 +187,8 @@ def assess(
   scores.add_words(figures, turns)
   scores.add_clip(figures, turns, clip)
   scores.add_inception(figures, turns, inception)
-  _add_synthetic(figures, turns, answers)
+  scores.add_synthetic(figures, turns, answers)
   return Found(figures, thresholds, dict(counts), dialogues, turns, answers)
-
-
-def _add_synthetic(
-  figures: Figures, turns: Sequence[ModelTurn], answers: Sequence[Answer]
-) -> None:
-  """What only the synthetic data can tell."""
-  attributes, kinds = synthetic.ATTRIBUTES, synthetic.KIND
-  figures.add(
-    "pixel_accuracy",
-    _mean(a.right for a in answers) if answers else None,
-    len(answers),
-    _mean(1 / len(attributes[a.attribute]) for a in answers)
-    if answers
-    else None,
-    "the data have no questions about photos",
-  )
-  compared = [
-    image_metrics.Drawn(turn.scene, turn.seen) for turn in turns if turn.scene
-  ]
-  figures.add(
-    "attribute_accuracy",
-    image_metrics.attribute_accuracy(compared, kinds) if compared else None,
-    len(compared),
-    image_metrics.attribute_chance(attributes, kinds),
-    "the data do not say what photos show",
-  )
 
 
 def text_loss(
@@ -395,8 +369,3 @@ def _scenes(dialogues) -> list[dict[str, Mapping[str, str]]]:
 def _first_photo(spoken) -> schema.Photo | None:
   photos = (p for p in spoken.parts if isinstance(p, schema.Photo))
   return next(photos, None)
-
-
-def _mean(values) -> float:
-  values = list(values)
-  return sum(values) / len(values)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from photochat_jax import judges
-from photochat_jax.data import images, schema
+from photochat_jax.data import images, schema, synthetic
+from photochat_jax.metrics import image as image_metrics
 from photochat_jax.metrics import inception, intent, similarity, words
 from photochat_jax.metrics.figures import Figures
 
@@ -102,6 +103,32 @@ def add_inception(
   splits = 10 if len(both) >= 100 else 1
   score, _ = inception.inception_score(logits, splits)
   figures.add("inception_score", score, len(both))
+
+
+def add_synthetic(
+  figures: Figures, turns: Sequence[Any], answers: Sequence[Any]
+) -> None:
+  """What only the synthetic data can tell."""
+  attributes, kinds = synthetic.ATTRIBUTES, synthetic.KIND
+  figures.add(
+    "pixel_accuracy",
+    _mean(a.right for a in answers) if answers else None,
+    len(answers),
+    _mean(1 / len(attributes[a.attribute]) for a in answers)
+    if answers
+    else None,
+    "the data have no questions about photos",
+  )
+  compared = [
+    image_metrics.Drawn(turn.scene, turn.seen) for turn in turns if turn.scene
+  ]
+  figures.add(
+    "attribute_accuracy",
+    image_metrics.attribute_accuracy(compared, kinds) if compared else None,
+    len(compared),
+    image_metrics.attribute_chance(attributes, kinds),
+    "the data do not say what photos show",
+  )
 
 
 def _add_compared(
@@ -202,3 +229,8 @@ def _up_to_photo(parts: Sequence[Any]) -> list[Any]:
       return [*found, part]
     found = [" ".join([*found, part])]
   return found
+
+
+def _mean(values) -> float:
+  values = list(values)
+  return sum(values) / len(values)
