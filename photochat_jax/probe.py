@@ -11,7 +11,8 @@ nearly every change makes the loss larger dominates it, and it tells little.
 
 What is compared is the gradient of a logit over its probability, less that of
 the token there: for the straight-through estimator this is the first-order
-guess of what the swap would cost.
+guess of what the swap would cost. `static`, whose encoder reads the language
+model's own tokens, is held against the same oracle, which reads CLIP's.
 
 Axes: X photos, n caption positions, V vocabulary, m text-encoder slots, C
 candidates, R draws of noise and time.
@@ -31,8 +32,12 @@ from photochat_jax import captions, losses, objective
 from photochat_jax.config import RunConfig
 from photochat_jax.models.photochat import PhotoChat
 
-MATRICES = ("all_pairs", "static", "aligned")
-ESTIMATORS = ("straight_through", "reinmax")
+# (name, matrix, estimator) of all gradients but RLOO's.
+METHODS = tuple(
+  (f"{matrix}, {estimator}", matrix, estimator)
+  for estimator in ("straight_through", "reinmax")
+  for matrix in ("all_pairs", "static", "aligned")
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,16 +345,6 @@ def _spearman(guess: np.ndarray, cost: np.ndarray) -> float:
   if np.ptp(guess) == 0 or np.ptp(cost) == 0:
     return 0.0
   return float(scipy.stats.spearmanr(guess, cost).statistic)
-
-
-@functools.cache
-def methods() -> tuple[tuple[str, str, str], ...]:
-  """(name, matrix, estimator) of all gradients but RLOO's."""
-  return tuple(
-    (f"{matrix}, {estimator}", matrix, estimator)
-    for estimator in ESTIMATORS
-    for matrix in MATRICES
-  )
 
 
 def _directions(rows: np.ndarray, p: np.ndarray) -> int:

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     positions = probe.oracle(world, retokenise, _CANDIDATES.value, writable)
     gradients = {
       name: probe.gradient(world, matrix, estimator)
-      for name, matrix, estimator in probe.methods()
+      for name, matrix, estimator in probe.METHODS
     }
     gradients["rloo, one draw"] = probe.sampled(world, retokenise, 4, 1)
     gradients[f"rloo, {_ROUNDS.value} draws"] = probe.sampled(

@@ -41,7 +41,7 @@ ARMS = {
       "both parts trained, no gradient between",
       {"bridge.matrix": "none"},
     ),
-    Arm("frozen_generator", "language model alone", {_PHOTO: "0.0"}),
+    Arm("no_photo_loss", "text alone", {_PHOTO: "0.0"}),
     Arm("aligned_gumbel", "aligned, sampled captions", dict(_SAMPLED)),
     Arm("aligned_argmax", "aligned, likeliest", {"bridge.draw": "argmax"}),
     Arm("reinmax", "aligned, ReinMax", {"bridge.estimator": "reinmax"}),
@@ -70,7 +70,7 @@ ARMS = {
   )
 }
 
-CORE = ("aligned", "rloo", "all_pairs", "static", "none", "frozen_generator")
+CORE = ("aligned", "rloo", "all_pairs", "static", "none", "no_photo_loss")
 
 
 def choose(names: Sequence[str]) -> list[Arm]:

@@ -191,7 +191,6 @@ class BridgeConfig:
         f'bridge.max_tokens is {self.max_tokens}; use at least 1.'
       )
 
-
   @property
   def num_samples(self) -> int:
     """Captions drawn for each photo."""
