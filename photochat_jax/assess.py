@@ -1,13 +1,14 @@
 """Measures a model on dialogues: every figure, with what chance scores.
 
-The model plays user 0, the one who shares photos in PhotoChat, and every
-prompt is the data's own talk up to the turn in question:
+The model plays user 0, the one who shares photos in PhotoChat, or each of the
+two in turn (`eval.speakers`), and every prompt is the data's own talk up to the
+turn in question:
 
-  perplexity        of the text of user 0's turns and their ends, captions and
+  perplexity        of the text of its turns and their ends, captions and
                     visual slots left out, given the data before it
-  photo_*           one decision per merged turn of user 0, photo-less dialogues
-                    included: yes is a reply that opens a photo block. The
-                    average precision is over all thresholds on the
+  photo_*           one decision per merged turn of its side, photo-less
+                    dialogues included: yes is a reply that opens a photo block.
+                    The average precision is over all thresholds on the
                     probability of `[img]` (`thresholds` has each of them)
   bleu_..., rouge_l the reply's words up to its photo against the data's up to
                     theirs, in percent; turns without such words are left out.
@@ -21,7 +22,8 @@ prompt is the data's own talk up to the turn in question:
                     context; here the model plays whoever answers
 
 What data do not tell (scenes' attributes, questions), or needs a library that
-is not there, is None, with a reason.
+is not there, is None, with a reason. What is sampled, words or noise, is keyed
+by the seed, the dialogue's id and the turn: it depends on nothing beside it.
 """
 
 import collections
@@ -29,6 +31,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,13 +40,16 @@ import numpy as np
 from absl import logging
 
 from photochat_jax import chat, generate, judges, losses, objective, scores
+from photochat_jax.data import bars, images, schema, synthetic
 from photochat_jax.data import dialogue as dialogue_lib
-from photochat_jax.data import images, schema, synthetic
 from photochat_jax.data.spec import LeftOut
+from photochat_jax.decoding_options import GREEDY, Options
 from photochat_jax.metrics import image as image_metrics
 from photochat_jax.metrics import intent, text
 from photochat_jax.metrics.figures import Figures
 from photochat_jax.models.photochat import PhotoChat
+from photochat_jax.runtime import cluster
+from photochat_jax.transcript import Prompt, Transcript
 
 # Prompt lengths are rounded up to it: fewer programs, little padding.
 LENGTH_STEP = 64
@@ -54,7 +60,7 @@ class ModelTurn:
   """A merged turn of the model's side.
 
   Attributes:
-    number: of its dialogue.
+    prompt: what it answers.
     spoken: the turn in the data.
     gold: the first photo the data share in it, or None.
     reply: what the model wrote.
@@ -63,13 +69,18 @@ class ModelTurn:
     seen: the attributes measured in `drawn`, or None.
   """
 
-  number: int
+  prompt: Prompt
   spoken: dialogue_lib.Spoken
   gold: schema.Photo | None
   reply: generate.Reply
   drawn: np.ndarray | None = None
   scene: Mapping[str, str] | None = None
   seen: Mapping[str, str] | None = None
+
+  @property
+  def number(self) -> int:
+    """Of its dialogue."""
+    return self.prompt.number
 
 
 class Answer(NamedTuple):
@@ -95,12 +106,16 @@ class Answer(NamedTuple):
     return image_metrics.answers(self.reply, self.answer, values)
 
 
-class Prompt(NamedTuple):
-  """Dialogue `number` up to turn `upto`, the model playing `side`."""
+class Said(NamedTuple):
+  """What a model said.
 
-  number: int
-  side: int
-  upto: int
+  Attributes:
+    turns: every merged turn of its side.
+    answers: every question.
+  """
+
+  turns: list[ModelTurn]
+  answers: list[Answer]
 
 
 @dataclasses.dataclass
@@ -131,23 +146,29 @@ def assess(
   seed: int = 0,
   clip: judges.CLIPJudge | None = None,
   inception: judges.InceptionJudge | None = None,
+  transcript: Transcript | None = None,
 ) -> Found:
   """Measures a model on dialogues.
 
   Args:
-    generator: the model.
+    generator: the model; its settings say how it decodes and whose turns it
+      says.
     dialogues: of one split.
-    seed: of the photos' noise.
+    seed: of the photos' noise, and of sampled words.
     clip: scores photos and turns, if it is there.
     inception: scores photos, if it is there.
+    transcript: has what was written and drawn before, and gets the rest.
   """
+  transcript = Transcript() if transcript is None else transcript
+  settings = generator.settings
+  sides = (0, 1) if settings.speakers == "both" else (chat.MODEL,)
   counts = collections.Counter(dialogues=len(dialogues))
   dialogues = [_with_sound_photos(generator, d, counts) for d in dialogues]
   figures = Figures()
 
-  loss = text_loss(generator, dialogues)
+  loss = text_loss(generator, dialogues, sides)
   counts["text_tokens"] = loss.tokens
-  perplexity, why = loss.perplexity, "user 0 says nothing in these dialogues"
+  perplexity, why = loss.perplexity, "its side says nothing in these dialogues"
   if perplexity is not None and not math.isfinite(perplexity):
     # JSON has no such numbers.
     perplexity, why = None, f"it is {perplexity}: training has diverged"
@@ -159,28 +180,23 @@ def assess(
     why,
   )
 
-  spoken, questions = _model_turns(dialogues), _questions(dialogues)
-  replies = respond(generator, dialogues, [*spoken, *questions], counts)
-  turns = [
-    ModelTurn(prompt.number, turn, _first_photo(turn), replies[prompt])
-    for prompt, turn in spoken.items()
-    if prompt in replies
-  ]
-  answers = [
-    Answer(
-      prompt.number, prompt.upto, asked["attribute"], asked["answer"],
-      replies[prompt].text,
-    )
-    for prompt, asked in questions.items()
-    if prompt in replies
-  ]  # fmt: skip
-  draw(generator, turns, seed, everywhere=clip is not None)
-  scenes = _scenes(dialogues)
-  for turn in turns:
-    turn.scene = scenes[turn.number].get(turn.gold.id) if turn.gold else None
-    if turn.scene and turn.drawn is not None:
-      turn.seen = synthetic.measure(turn.drawn)
-
+  respond(
+    generator,
+    dialogues,
+    [*_model_turns(dialogues, sides), *_questions(dialogues)],
+    counts,
+    Options.of(settings, seed),
+    transcript,
+  )
+  draw(
+    generator,
+    dialogues,
+    said_in(dialogues, sides, transcript).turns,
+    seed,
+    transcript,
+    everywhere=clip is not None,
+  )
+  turns, answers = said_in(dialogues, sides, transcript)
   table, thresholds = scores.add_intent(figures, turns)
   counts |= {"model_turns": table.total, "questions": len(answers)}
   counts["photo_turns"] = table.true_yes + table.false_no
@@ -191,18 +207,54 @@ def assess(
   return Found(figures, thresholds, dict(counts), dialogues, turns, answers)
 
 
+def said_in(
+  dialogues: Sequence[schema.Dialogue],
+  sides: Sequence[int],
+  transcript: Transcript,
+) -> Said:
+  """What a transcript holds of dialogues, beside what the data say.
+
+  Args:
+    dialogues: those that were answered.
+    sides: those that the model plays.
+    transcript: the replies, and the photos drawn so far.
+  """
+  replies, scenes = transcript.replies, _scenes(dialogues)
+  turns = [
+    ModelTurn(prompt, spoken, _first_photo(spoken), replies[prompt])
+    for prompt, spoken in _model_turns(dialogues, sides).items()
+    if prompt in replies
+  ]
+  for turn in turns:
+    turn.drawn = transcript.photos.get(turn.prompt)
+    turn.scene = scenes[turn.number].get(turn.gold.id) if turn.gold else None
+    if turn.scene and turn.drawn is not None:
+      turn.seen = synthetic.measure(turn.drawn)
+  answers = [
+    Answer(
+      prompt.number, prompt.upto, asked["attribute"], asked["answer"],
+      replies[prompt].text,
+    )
+    for prompt, asked in _questions(dialogues).items()
+    if prompt in replies
+  ]  # fmt: skip
+  return Said(turns, answers)
+
+
 def text_loss(
-  generator: generate.Generator, dialogues: Sequence[schema.Dialogue]
+  generator: generate.Generator,
+  dialogues: Sequence[schema.Dialogue],
+  sides: Sequence[int] = (chat.MODEL,),
 ) -> text.TokenLoss:
-  """The loss of what user 0 says, given the data before each token."""
+  """The loss of what these sides say, given the data before each token."""
   # Whatever it was trained on, what it says itself is measured.
   spec = dataclasses.replace(generator.spec, text_on="model")
   tokenizer = generator.tokenizer
   examples = []
-  for dialogue in dialogues:
+  for dialogue, side in itertools.product(dialogues, sides):
     try:
       examples.append(
-        dialogue_lib.encode_example(dialogue.turns, chat.MODEL, tokenizer, spec)
+        dialogue_lib.encode_example(dialogue.turns, side, tokenizer, spec)
       )
     except LeftOut as error:
       logging.info("Dialogue %s has no perplexity: %s", dialogue.id, error)
@@ -249,8 +301,20 @@ def respond(
   dialogues: Sequence[schema.Dialogue],
   prompts: Sequence[Prompt],
   counts: collections.Counter,
+  options: Options = GREEDY,
+  transcript: Transcript | None = None,
 ) -> dict[Prompt, generate.Reply]:
-  """The model's reply to every prompt; `counts` gets those left out."""
+  """The model's reply to every prompt.
+
+  Args:
+    generator: the model.
+    dialogues: that the prompts are of.
+    prompts: to answer.
+    counts: gets those left out.
+    options: how to decode.
+    transcript: has the replies that are there already, and gets the others.
+  """
+  transcript = Transcript() if transcript is None else transcript
   contexts = {}
   for prompt in dict.fromkeys(prompts):
     try:
@@ -266,38 +330,66 @@ def respond(
     else:
       counts["prompts_cut"] += contexts[prompt].cut_turns > 0
   names, contexts = list(contexts), list(contexts.values())
-  replies = {}
-  for length, group in _by_length(contexts, generator.spec.length):
-    written = generator.respond([contexts[i] for i in group], length)
-    replies |= {names[i]: r for i, r in zip(group, written, strict=True)}
-  return replies
+  with _bar("Writing", len(names)) as bar:
+    for length, group in _by_length(contexts, generator.spec.length):
+      # The same batches whenever it goes on, so the same replies to a bit.
+      for chunk in _chunks(group, generator.settings.batch_size):
+        asked = [names[i] for i in chunk]
+        if not all(prompt in transcript.replies for prompt in asked):
+          written = generator.respond(
+            [contexts[i] for i in chunk],
+            length,
+            options,
+            [_number(dialogues, prompt) for prompt in asked],
+          )
+          transcript.add_replies(dict(zip(asked, written, strict=True)))
+        bar.advance(len(chunk))
+  return {name: transcript.replies[name] for name in names}
 
 
 def draw(
   generator: generate.Generator,
+  dialogues: Sequence[schema.Dialogue],
   turns: Sequence[ModelTurn],
   seed: int,
+  transcript: Transcript,
   everywhere: bool = False,
 ) -> None:
-  """Draws the photos shared where the data share one, into `drawn`.
+  """Draws the photos shared where the data share one, into the transcript.
 
   Args:
     generator: the model.
+    dialogues: that the turns are of.
     turns: of the model's side.
     seed: of the noise.
+    transcript: has the photos that are there already, and gets the others.
     everywhere: also where the data share none.
   """
-  shared = [t for t in turns if t.reply.caption]
-  groups = [(seed, [t for t in shared if t.gold])]
-  if everywhere:
-    groups.append(([seed, 1], [t for t in shared if not t.gold]))
-  for key, wanted in groups:
-    photos = generator.draw(
-      [turn.reply.caption for turn in wanted],
-      np.random.SeedSequence(key).generate_state(len(wanted)),
-    )
-    for turn, photo in zip(wanted, photos, strict=True):
-      turn.drawn = photo
+  wanted = [t for t in turns if t.reply.caption and (t.gold or everywhere)]
+  with _bar("Drawing", len(wanted)) as bar:
+    for chunk in _chunks(wanted, generator.settings.batch_size):
+      if not all(turn.prompt in transcript.photos for turn in chunk):
+        photos = generator.draw(
+          [turn.reply.caption for turn in chunk],
+          [
+            np.random.SeedSequence(
+              (seed, _number(dialogues, turn.prompt))
+            ).generate_state(1)[0]
+            for turn in chunk
+          ],
+        )
+        prompts = (turn.prompt for turn in chunk)
+        transcript.add_photos(dict(zip(prompts, photos, strict=True)))
+      bar.advance(len(chunk))
+
+
+def _bar(what, total):
+  return bars.Bar(what, total, shown=cluster.is_first() and sys.stdout.isatty())
+
+
+def _number(dialogues, prompt: Prompt) -> int:
+  """Keys what is sampled at a prompt."""
+  return schema.number(f"{dialogues[prompt.number].id} {prompt.upto}")
 
 
 def _by_length(contexts, limit):
@@ -334,12 +426,12 @@ def _with_sound_photos(generator, dialogue, counts):
   return dataclasses.replace(dialogue, turns=tuple(map(check, dialogue.turns)))
 
 
-def _model_turns(dialogues) -> dict[Prompt, dialogue_lib.Spoken]:
+def _model_turns(dialogues, sides) -> dict[Prompt, dialogue_lib.Spoken]:
   return {
-    Prompt(number, chat.MODEL, spoken.start): spoken
+    Prompt(number, spoken.speaker, spoken.start): spoken
     for number, dialogue in enumerate(dialogues)
     for spoken in dialogue_lib.merge_turns(dialogue.turns)
-    if spoken.speaker == chat.MODEL
+    if spoken.speaker in sides
   }
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from photochat_jax.captioners import (
   CaptionError,
-  Options,
   Written,
   model_name,
-  photo_number,
 )
 from photochat_jax.checkpoints import files
+from photochat_jax.data import schema
+from photochat_jax.decoding_options import Options
 
 LONGEST = 30
 """Tokens of a caption unless the options say otherwise, as in LAVIS."""
@@ -129,7 +129,7 @@ class Blip2Captioner:
     options = self._options
     nucleus = self._transformers.TopPLogitsWarper(options.top_p)
     streams = [
-      np.random.default_rng([options.seed, photo_number(i)]) for i in ids
+      np.random.default_rng([options.seed, schema.number(i)]) for i in ids
     ]
 
     def change(input_ids, scores):

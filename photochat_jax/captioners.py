@@ -15,71 +15,18 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from photochat_jax import beam, chat, decoding, generate, record
+from photochat_jax import chat, decoding, generate, record, writing
 from photochat_jax import config as config_lib
 from photochat_jax.data import dialogue, images, schema
+from photochat_jax.decoding_options import Options
 from photochat_jax.ops import partition
 
-METHODS = ("greedy", "beam", "nucleus")
 SEES = ("vision_model", "qformer", "language_projection", "language_model")
 """The parts of `PhotoChat` that a caption comes from."""
 
 
 class CaptionError(ValueError):
   """Something the user can put right; the message is one sentence."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How a caption is decoded; the defaults are those of LAVIS's BLIP-2.
-
-  Attributes:
-    method: 'greedy', 'beam' (the best whole caption of several) or 'nucleus'
-      (sampled from the likeliest tokens).
-    num_beams: captions followed at a time, of 'beam'; 1 is greedy.
-    length_penalty: of 'beam', power of the length that divides a caption's
-      log-probability; 0 or above.
-    top_p: of 'nucleus', probability of the tokens that may be sampled.
-    temperature: of 'nucleus', above 0; logits are divided by it.
-    seed: of 'nucleus'.
-    max_tokens: longest caption; None takes the captioner's own.
-  """
-
-  method: str = "beam"
-  num_beams: int = 5
-  length_penalty: float = 1.0
-  top_p: float = 0.9
-  temperature: float = 1.0
-  seed: int = 0
-  max_tokens: int | None = None
-
-  def __post_init__(self):
-    longest = self.max_tokens
-    for name, is_right, what in (
-      ("method", self.method in METHODS, f"one of {', '.join(METHODS)}"),
-      ("num_beams", self.num_beams >= 1, "1 or more"),
-      ("length_penalty", self.length_penalty >= 0, "0 or more"),
-      ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-      ("temperature", self.temperature > 0, "above 0"),
-      ("seed", 0 <= self.seed < 2**32, "in 0 ... 2**32 - 1"),
-      ("max_tokens", longest is None or longest >= 1, "1 or more"),
-    ):
-      if not is_right:
-        value = getattr(self, name)
-        raise CaptionError(f"{name} is {value!r}; it must be {what}.")
-
-  @property
-  def beams(self) -> int:
-    """Captions followed at a time; 1 where there is no beam search."""
-    return self.num_beams if self.method == "beam" else 1
-
-  def __str__(self):
-    if self.beams > 1:
-      return f"beam {self.num_beams} penalty {self.length_penalty:g}"
-    if self.method == "nucleus":
-      heat = f" t{self.temperature:g}" if self.temperature != 1 else ""
-      return f"nucleus {self.top_p:g}{heat} seed {self.seed}"
-    return "greedy"
 
 
 class Written(NamedTuple):
@@ -105,11 +52,6 @@ class Captioner(Protocol):
 
   def write(self, ids: Sequence[str], photos: Sequence[Any]) -> list[Written]:
     """The captions of at most `batch_size` prepared photos with these ids."""
-
-
-def photo_number(photo_id: str) -> int:
-  """A number below 2**32 that keys what is sampled for a photo."""
-  return int.from_bytes(hashlib.sha256(photo_id.encode()).digest()[:4])
 
 
 def weights_digest(params: Mapping[str, Any]) -> str:
@@ -174,9 +116,8 @@ class OwnCaptioner:
     self, ids: Sequence[str], photos: Sequence[np.ndarray]
   ) -> list[Written]:
     """See `Captioner`; spare rows repeat the first photo."""
-    rows, options = self.batch_size, self._options
+    rows = self.batch_size
     spare, tokenizer = rows - len(ids), self._generator.tokenizer
-    model, params = self._generator.model, self._generator.params
     shown = iter([*photos, *[photos[0]] * spare])
     length = len(self._prompt.tokens)
     batch = dialogue.left_pad(
@@ -186,39 +127,18 @@ class OwnCaptioner:
       self._spec,
       lambda _: next(shown),
     )
-    logits, cache = decoding.prefill(
-      model, params, batch, length + self._longest
+    numbers = [schema.number(i) for i in ids] + [0] * spare
+    written, _ = writing.write(
+      self._generator.model,
+      self._generator.params,
+      self._rules,
+      self._options,
+      self._longest,
+      batch,
+      np.arange(rows) >= len(ids),
+      np.asarray(numbers, np.uint32),
+      length + self._longest,
     )
-    positions = batch["positions"][:, -1] + 1
-    if options.beams > 1:
-      written, _ = beam.decode(
-        model,
-        params,
-        self._rules,
-        self._longest,
-        options.beams,
-        logits,
-        cache,
-        positions,
-        np.float32(options.length_penalty),
-      )
-    else:
-      sampled = options.method == "nucleus"
-      numbers = [photo_number(i) for i in ids] + [0] * spare
-      written, _ = decoding.decode(
-        model,
-        params,
-        self._rules,
-        self._longest,
-        logits,
-        cache,
-        positions,
-        np.arange(rows) >= len(ids),
-        np.float32(options.temperature if sampled else 0),
-        np.uint32(options.seed),
-        np.asarray(numbers, np.uint32),
-        np.float32(options.top_p),
-      )
     return [self._parse(row) for row in np.asarray(written)[: len(ids)]]
 
   def _parse(self, ids: np.ndarray) -> Written:

@@ -18,6 +18,7 @@ from photochat_jax import config as config_lib
 from photochat_jax import generate, inputs
 from photochat_jax.data import dialogue, images, schema
 from photochat_jax.data.spec import LeftOut
+from photochat_jax.decoding_options import GREEDY, Options
 from photochat_jax.models.photochat import PhotoChat
 
 MODEL, USER = 0, 1
@@ -49,7 +50,7 @@ class Conversation:
     generator: generate.Generator,
     folder: epath.PathLike,
     seed: int = 0,
-    temperature: float = 0.0,
+    options: Options = GREEDY,
     turns: Sequence[schema.Turn] = (),
   ):
     """Begins, or goes on after `turns`.
@@ -57,16 +58,16 @@ class Conversation:
     Args:
       generator: the model.
       folder: for its photos; made when there is one.
-      seed: of drawing, and of sampling where `temperature` is above 0. The
-        same conversation with the same seed has the same answers.
-      temperature: 0 is greedy.
+      seed: of drawing, and of sampling. The same conversation with the same
+        seed has the same answers.
+      options: how words are decoded, but for the seed.
       turns: what has been said.
     """
     self.turns = list(turns)
     self.folder = epath.Path(folder)
     self._generator = generator
     self._seed = seed
-    self._temperature = temperature
+    self._options = options
 
   def add_user(self, text: str) -> schema.Turn:
     """The user says something; a message of blanks is a ChatError."""
@@ -93,14 +94,16 @@ class Conversation:
     """
     generator, first = self._generator, len(self.turns)
     for _ in range(MAX_PHOTOS_PER_TURN):
+      options = dataclasses.replace(
+        self._options, seed=self._seed + len(self.turns)
+      )
       (answer,) = generator.respond(
         [
           dialogue.encode_context(
             self.turns, MODEL, generator.tokenizer, generator.spec
           )
         ],
-        temperature=self._temperature,
-        seed=self._seed + len(self.turns),
+        options=options,
       )
       if answer.text:
         self._add(MODEL, answer.text)
@@ -339,4 +342,5 @@ def chat(
   generator, step = open_generator(run, workdir, batch_size=1)
   write(f"The model of step {step} is listening.\n{HELP}")
   folder = epath.Path(workdir) / "chat"
-  talk(Conversation(generator, folder, seed=run.seed), read, write)
+  options = Options.of(run.eval, run.seed)
+  talk(Conversation(generator, folder, run.seed, options), read, write)

@@ -189,7 +189,13 @@ class EvalConfig:
   split: str = "test"  # "dev" or "test".
   max_dialogues: int = 100  # The split's first dialogues; 0 for all of them.
   batch_size: int = 16  # Rows decoded, or photos drawn, at a time.
+  speakers: str = "model"  # Whose turns it says: the "model"'s, or "both".
   max_new_tokens: int = 64  # Longest turn written.
+  method: str = "greedy"  # How words are chosen: or "beam", or "nucleus".
+  num_beams: int = 5  # Of "beam": texts followed at a time.
+  length_penalty: float = 1.0  # Of "beam": above 0 favours long texts.
+  top_p: float = 0.9  # Of "nucleus": probability of what may be sampled.
+  temperature: float = 1.0  # Of "nucleus": logits are divided by it.
   sampler: str = "ddim"  # How photos are drawn: of diffusion.samplers.SAMPLERS.
   sampler_steps: int = 20  # Denoising steps of a photo.
   guidance: float = 3.0  # Classifier-free guidance scale; 1 is none.

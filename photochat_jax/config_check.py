@@ -6,6 +6,7 @@ import operator
 import re
 from typing import Any
 
+from photochat_jax.decoding_options import Options
 from photochat_jax.diffusion import samplers
 from photochat_jax.ops import remat
 
@@ -29,6 +30,7 @@ _CHOICES = {
   "frozen_dtype": ("float32", "bfloat16"),
   "optim.schedule": ("cosine", "linear", "constant"),
   "eval.split": ("train", "dev", "test"),
+  "eval.speakers": ("model", "both"),
   "eval.sampler": tuple(samplers.SAMPLERS),
 }
 _EQUAL = {
@@ -83,6 +85,10 @@ def validate(run: Any) -> None:
     )
   except ValueError as error:
     raise ConfigError(f"config.eval.sampler: {error}") from error
+  try:
+    Options.of(run.eval, run.seed)
+  except ValueError as error:
+    raise ConfigError(f"config.eval.{error}") from error
   folders = dataclasses.asdict(run.pretrained)
   if folders.pop("run") and any(folders.values()):
     raise ConfigError(

@@ -261,3 +261,53 @@ def decode(
   )
   *_, out, nearest = jax.lax.while_loop(go_on, write, start)
   return out, nearest
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rules"))
+def photo_score(
+  model: PhotoChat,
+  params: dict[str, Any],
+  rules: Rules,
+  logits: jax.Array,
+  cache: dict[str, jax.Array],
+  positions: jax.Array,
+  tokens: jax.Array,
+) -> jax.Array:
+  """How near a photo was in answers that have been written.
+
+  Args:
+    model: the composition.
+    params: its parameters.
+    rules: what might be written.
+    logits: float32[B, V] from `prefill`.
+    cache: from `prefill`, L + N slots long.
+    positions: int32[B] of the first token.
+    tokens: int32[B, N], each row up to `</s>` or `[/img]`.
+
+  Returns:
+    float32[B], what `decode` returns of the same tokens.
+  """
+  rows, new = tokens.shape
+  hidden, _ = model.converse(
+    params,
+    tokens,
+    positions[:, None] + jnp.arange(new),
+    jnp.ones((rows, new), jnp.int32),
+    cache=cache,
+  )
+
+  def follow(state, step):
+    logits, inside, count, done, nearest = state
+    token, hidden = step
+    near = jax.nn.softmax(rules.apply(logits, inside, count))[:, rules.img]
+    nearest = jnp.where(inside | done, nearest, jnp.maximum(nearest, near))
+    inside, count, last = rules.follow(token, inside, count)
+    logits = model.logits(params, hidden)
+    return (logits, inside, count, done | last, nearest), None
+
+  nothing = jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32)
+  start = (logits, *nothing, jnp.zeros(rows, bool), jnp.zeros(rows))
+  (*_, nearest), _ = jax.lax.scan(
+    follow, start, (tokens.T, hidden.swapaxes(0, 1))
+  )
+  return nearest

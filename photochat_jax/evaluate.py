@@ -16,6 +16,7 @@ from photochat_jax.data import schema, synthetic
 from photochat_jax.metrics import report
 from photochat_jax.metrics.figures import Figures
 from photochat_jax.runtime import cluster
+from photochat_jax.transcript import Transcript
 
 _REMARKS = {
   "captioned": "captioned",
@@ -30,16 +31,18 @@ def evaluate(
   started: float | None = None,
   folder: str = "eval",
 ) -> dict[str, Any]:
-  """Measures the newest checkpoint; prints a table and writes two files.
+  """Measures the newest checkpoint; prints a table and writes what it found.
 
-  Several processes measure together, and process 0 prints and writes.
+  Several processes measure together, and process 0 prints and writes. Stopped
+  at any moment, it goes on where it was.
 
   Args:
     run: the run's settings.
     workdir: its folder.
     started: `time.time()` at the start of the job that `seconds` measures;
       now by default.
-    folder: of the workdir, where `metrics.json` and `report.html` go.
+    folder: of the workdir, where `metrics.json`, `report.html` and the
+      `transcript` go.
 
   Returns:
     What `metrics.json` holds.
@@ -58,12 +61,21 @@ def evaluate(
       f"{error} Or choose another with --config.eval.split."
     ) from error
   dialogues = dialogues[: run.eval.max_dialogues or None]
+  place = epath.Path(workdir) / folder
+  made_of = {
+    "config": run.as_dict(),
+    "git_commit": record.commit(),
+    "weights": record.weights_digest(run, workdir, step),
+    "data": schema.digest(dialogues),
+  }
+  transcript = Transcript(place, made_of)
   found = assess(
     generator,
     dialogues,
     run.seed,
     judges.CLIPJudge(run.eval.clip) if run.eval.clip else None,
     judges.InceptionJudge(run.eval.inception) if run.eval.inception else None,
+    transcript,
   )
   figures = found.figures
   metrics = {
@@ -84,19 +96,14 @@ def evaluate(
     "counts": found.counts,
     "split": run.eval.split,
     "step": step,
-    "config": run.as_dict(),
+    **made_of,
     "seed": run.seed,
     "versions": record.versions(),
-    "git_commit": record.commit(),
-    "weights": record.weights_digest(run, workdir, step),
-    "data": schema.digest(found.dialogues),
     "devices": record.devices(),
   }
   if cluster.is_first():
     rows = rows_of(figures)
     _print(rows, run.eval.split, found.counts["dialogues"])
-    place = epath.Path(workdir) / folder
-    place.mkdir(parents=True, exist_ok=True)
     (place / "metrics.json").write_text(
       json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     )
@@ -104,6 +111,7 @@ def evaluate(
     html = showcase.page(found, metrics, rows, size)
     (place / "report.html").write_text(html)
     print(f"Report: {place / 'report.html'}")
+  transcript.finish()
   return metrics
 
 

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from photochat_jax import decoding, sharding
+from photochat_jax import decoding, sharding, writing
 from photochat_jax.data import dialogue, images, schema
 from photochat_jax.data.spec import DataSpec
+from photochat_jax.decoding_options import GREEDY, Options
 from photochat_jax.models.photochat import PhotoChat
 
 PHOTOS_KEPT = 4096
@@ -110,8 +111,8 @@ class Generator:
     self,
     contexts: Sequence[dialogue.Context],
     length: int | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
+    options: Options = GREEDY,
+    numbers: Sequence[int] | None = None,
   ) -> list[Reply]:
     """Goes on where each context ends.
 
@@ -119,10 +120,13 @@ class Generator:
       contexts: any number, from `dialogue.encode_context`.
       length: prompts are padded to it; `spec.length` by default. Each length
         is compiled once.
-      temperature: 0 takes the likeliest token; above, tokens are sampled.
-      seed: of the sampling; a row's draws follow from it and the row's place.
+      options: how to decode.
+      numbers: below 2**32, one for each context: its samples follow from it
+        and the options' seed. By default its place.
     """
     rows = self.settings.batch_size
+    if numbers is None:
+      numbers = range(len(contexts))
     replies = []
     for start in range(0, len(contexts), rows):
       chunk = list(contexts[start : start + rows])
@@ -135,7 +139,10 @@ class Generator:
         self.see,
       )
       done = np.arange(rows) >= len(chunk)
-      written = self.run(self._write, batch, done, temperature, seed, start)
+      keys = np.pad(
+        np.asarray(numbers[start : start + rows], np.uint32), (0, spare)
+      )
+      written = self.run(self._write, batch, options, done, keys)
       replies.extend(map(self._parse, *(x[: len(chunk)] for x in written)))
     return replies
 
@@ -154,24 +161,20 @@ class Generator:
       batch = sharding.place_rows(batch, self._mesh)
       return sharding.to_host(program(batch, *args))
 
-  def _write(self, batch, done, temperature, seed, first_row):
-    """What `decode` gives for a padded batch; rows `done` stay empty."""
-    new = self.settings.max_new_tokens
-    # One cache size for all prompt lengths: the loop is compiled once.
+  def _write(self, batch, options, done, numbers):
+    """What `writing.write` gives for a padded batch."""
+    new = options.max_tokens or self.settings.max_new_tokens
     slots = max(batch["tokens"].shape[1], self.spec.length) + new
-    logits, cache = decoding.prefill(self.model, self.params, batch, slots)
-    return decoding.decode(
+    return writing.write(
       self.model,
       self.params,
       self._rules,
+      options,
       new,
-      logits,
-      cache,
-      batch["positions"][:, -1] + 1,
+      batch,
       done,
-      np.float32(temperature),
-      np.uint32(seed),
-      np.uint32(first_row),
+      numbers,
+      slots,
     )
 
   def _parse(self, ids: np.ndarray, photo_score: np.ndarray) -> Reply:

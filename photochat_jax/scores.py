@@ -50,8 +50,8 @@ def add_intent(
 
 def add_words(figures: Figures, turns: Sequence[Any]) -> None:
   """BLEU, ROUGE-L and Distinct of replies, and of captions."""
-  _add_compared(figures, "", _said(turns))
-  _add_compared(figures, "caption_", _captions(turns))
+  _add_compared(figures, "", said(turns))
+  _add_compared(figures, "caption_", captions(turns))
   for order in words.ORDERS:
     figures.add(
       f"distinct_{order}",
@@ -147,7 +147,7 @@ def _add_compared(
     figures.add(prefix + name, found.get(name), len(pairs), reason=reason)
 
 
-def _said(turns: Sequence[Any]) -> list[tuple[str, str]]:
+def said(turns: Sequence[Any]) -> list[tuple[str, str]]:
   """(the reply's words, the data's), both up to the first photo."""
   pairs = []
   for turn in turns:
@@ -159,7 +159,7 @@ def _said(turns: Sequence[Any]) -> list[tuple[str, str]]:
   return pairs
 
 
-def _captions(turns: Sequence[Any]) -> list[tuple[str, str]]:
+def captions(turns: Sequence[Any]) -> list[tuple[str, str]]:
   """(the caption written, the data's) where the data have one."""
   return [
     (turn.reply.caption or "", turn.gold.caption)

@@ -1,4 +1,4 @@
-"""What the evaluation's report shows: whole dialogues, the data's and drawn."""
+"""What reports show: whole dialogues, the data's turns and models' own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def page(
   rows: Sequence[report.Figure],
   photo_size: int,
 ) -> str:
-  """The report as HTML.
+  """The report of a run as HTML.
 
   Args:
     found: what was measured, `assess.Found`.
@@ -27,7 +27,7 @@ def page(
     photo_size: side in pixels at which the data's photos are shown.
   """
   examples = [
-    example(found, number, photo_size)
+    example(found.dialogues[number], number, {"": found}, photo_size)
     for number in range(min(len(found.dialogues), MAX_DIALOGUES))
   ]
   details = {
@@ -45,44 +45,78 @@ def page(
   )
 
 
-def example(found: Any, number: int, photo_size: int) -> report.Example:
-  """One dialogue as bubbles, with what the model said at each turn."""
-  dialogue = found.dialogues[number]
-  turns = {t.spoken.start: t for t in found.turns if t.number == number}
-  answers = {a.turn: a for a in found.answers if a.number == number}
+def example(
+  dialogue: Any,
+  number: int,
+  models: Mapping[str, Any],
+  photo_size: int,
+) -> report.Example:
+  """One dialogue as bubbles, with what models said at each turn.
+
+  Args:
+    dialogue: the data's.
+    number: of it, among the dialogues measured.
+    models: name, '' where there is but one -> what has its `turns` and
+      `answers`, as `assess.Said`.
+    photo_size: side in pixels at which the data's photos are shown.
+  """
+  turns = {
+    name: {t.spoken.start: t for t in said.turns if t.number == number}
+    for name, said in models.items()
+  }
+  answers = {
+    name: {a.turn: a for a in said.answers if a.number == number}
+    for name, said in models.items()
+  }
   bubbles = []
   for spoken in dialogue_lib.merge_turns(dialogue.turns):
-    turn = turns.get(spoken.start)
-    parts, reply, marks = [], None, []
+    here = {
+      name: of[spoken.start] for name, of in turns.items() if spoken.start in of
+    }
+    parts: list[Any] = []
     for part in spoken.parts:
       if isinstance(part, str):
         parts.append(part)
         continue
       pictures = [_picture(part, dialogue.facts, photo_size)]
-      if turn is not None and part is turn.gold:
-        pictures.append(_drawn(turn))
+      pictures += [
+        _drawn(turn, name)
+        for name, turn in here.items()
+        if part is turn.gold
+      ]
       parts.append(tuple(pictures))
-    if turn is not None:
-      reply = turn.reply.text
-      shares = turn.reply.caption is not None
-      if turn.gold or shares:
-        words = "shares a photo" if shares else "shares no photo"
-        marks.append(report.Mark(words, shares == bool(turn.gold)))
-      if shares and not turn.gold:
-        reply = f"{reply} [{turn.reply.caption}]"
-    for index in range(spoken.start, spoken.stop):
-      if index in answers:
-        answer = answers[index]
-        reply = answer.reply if reply is None else reply
-        marks.append(
-          report.Mark(f"{answer.attribute}: {answer.answer}", answer.right)
-        )
+    said = [
+      _said(
+        name,
+        here.get(name),
+        [a for i, a in of.items() if spoken.start <= i < spoken.stop],
+      )
+      for name, of in answers.items()
+    ]
     bubbles.append(
       report.Bubble(
-        spoken.speaker == chat.MODEL, tuple(parts), reply, tuple(marks)
+        spoken.speaker == chat.MODEL,
+        tuple(parts),
+        tuple(one for one in said if one is not None),
       )
     )
   return report.Example(f"Dialogue {dialogue.id}", tuple(bubbles))
+
+
+def _said(name, turn, answers) -> report.Said | None:
+  """A model's words at a turn with their verdicts; None if it was not asked."""
+  if turn is None and not answers:
+    return None
+  text, marks = answers[0].reply if answers else "", []
+  if turn is not None:
+    text, shares = turn.reply.text, turn.reply.caption is not None
+    if turn.gold or shares:
+      words = "shares a photo" if shares else "shares no photo"
+      marks.append(report.Mark(words, shares == bool(turn.gold)))
+    if shares and not turn.gold:
+      text = f"{text} [{turn.reply.caption}]"
+  marks += [report.Mark(f"{a.attribute}: {a.answer}", a.right) for a in answers]
+  return report.Said(text, tuple(marks), name)
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -100,12 +134,12 @@ def _picture(photo, facts, size) -> report.Picture:
   return report.Picture("in the data", pixels, words, tuple(marks))
 
 
-def _drawn(turn) -> report.Picture:
-  """What the model shared where the data share a photo."""
+def _drawn(turn, name) -> report.Picture:
+  """What a model shared where the data share a photo."""
   marks = [
-    report.Mark(value, value == turn.scene.get(name))
-    for name, value in (turn.seen or {}).items()
+    report.Mark(value, value == turn.scene.get(key))
+    for key, value in (turn.seen or {}).items()
   ]
   return report.Picture(
-    "by the model", turn.drawn, turn.reply.caption or "", tuple(marks)
+    name or "by the model", turn.drawn, turn.reply.caption or "", tuple(marks)
   )

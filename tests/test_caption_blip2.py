@@ -10,10 +10,11 @@ from PIL import Image
 
 from photochat_jax import caption
 from photochat_jax.caption_blip2 import Blip2Captioner
-from photochat_jax.captioners import CaptionError, Options, Written
+from photochat_jax.captioners import CaptionError, Written
 from photochat_jax.checkpoints.files import WeightsError
 from photochat_jax.data import images
 from photochat_jax.data.schema import Photo
+from photochat_jax.decoding_options import Options
 
 VISION = dict(
   image_size=16,

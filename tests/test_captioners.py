@@ -25,7 +25,7 @@ from photochat_jax import (
   inputs,
   record,
 )
-from photochat_jax.captioners import CaptionError, Options, Written
+from photochat_jax.captioners import CaptionError, Written
 from photochat_jax.checkpoints import manager
 from photochat_jax.data import (
   dialogue,
@@ -36,6 +36,7 @@ from photochat_jax.data import (
   synthetic,
 )
 from photochat_jax.data.schema import Photo
+from photochat_jax.decoding_options import Options
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.state import TrainState
 
@@ -70,7 +71,7 @@ def photos(tmp_path_factory):
   ],
 )
 def test_options_that_make_no_sense(field, value):
-  with pytest.raises(CaptionError, match=f"{field} is .*it must be"):
+  with pytest.raises(ValueError, match=f"{field} is .*it must be"):
     Options(**{field: value})
 
 

@@ -9,8 +9,10 @@ import toy_agent
 from PIL import Image
 
 from photochat_jax import chat, generate
+from photochat_jax import config as config_lib
 from photochat_jax.data import images, photochat
 from photochat_jax.data.photochat import Turn
+from photochat_jax.decoding_options import Options
 from photochat_jax.models.photochat import PhotoChat
 
 
@@ -26,10 +28,10 @@ class Scripted:
   def see(self, photo):
     return images.load_vision(photo.path, self.spec.vision_size)
 
-  def respond(self, contexts, temperature=0.0, seed=0):
+  def respond(self, contexts, options):
     (context,) = contexts
     self.contexts.append(context)
-    self.seeds.append(seed)
+    self.seeds.append(options.seed)
     text, caption = self.lines.pop(0)
     return [generate.Reply((), text, caption, caption is None)]
 
@@ -320,7 +322,7 @@ def test_chat_opens_one_row_of_the_newest_checkpoint(tmp_path, monkeypatch):
 
   monkeypatch.setattr(chat, "open_generator", open_generator)
   lines, shown = ["a", "/quit"], []
-  run = types.SimpleNamespace(seed=0)
+  run = config_lib.RunConfig()
   chat.chat(run, tmp_path, lambda _: lines.pop(0), shown.append)
   assert asked == [(run, tmp_path, 1)]
   assert "step 7" in shown[0]
@@ -332,12 +334,12 @@ def test_a_real_model_repeats_itself(tmp_path, red):
   settings = types.SimpleNamespace(**vars(toy_agent.SETTINGS))
   settings.batch_size = 1
 
-  def converse(folder, seed, temperature):
+  def converse(folder, seed):
     talk = chat.Conversation(
       toy_agent.generator(
         model, toy_agent.random_params(model, 3), settings=settings
       ),
-      folder, seed, temperature,
+      folder, seed, Options("nucleus", top_p=1.0),
     )  # fmt: skip
     for _ in range(3):
       talk.add_user("a b")
@@ -350,7 +352,7 @@ def test_a_real_model_repeats_itself(tmp_path, red):
       if t.photo and t.speaker == chat.MODEL
     ]
 
-  words, photos = converse(tmp_path / "a", 0, 1.0)
+  words, photos = converse(tmp_path / "a", 0)
   assert photos  # It did share some.
-  assert (words, photos) == converse(tmp_path / "b", 0, 1.0)
-  assert words != converse(tmp_path / "c", 1, 1.0)[0]
+  assert (words, photos) == converse(tmp_path / "b", 0)
+  assert words != converse(tmp_path / "c", 1)[0]

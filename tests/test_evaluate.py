@@ -20,11 +20,13 @@ from photochat_jax import (
   inputs,
   reproduce,
   showcase,
+  transcript,
 )
 from photochat_jax import config as config_lib
 from photochat_jax.checkpoints import manager
 from photochat_jax.data import dialogue as dialogue_lib
 from photochat_jax.data import photochat, schema, synthetic
+from photochat_jax.decoding_options import Options
 from photochat_jax.metrics import report, text
 from photochat_jax.models.photochat import PhotoChat
 from photochat_jax.state import TrainState
@@ -106,8 +108,8 @@ def gold_reply(dialogue, prompt):
 def perfect(monkeypatch, generator, dialogues):
   """A model that says and draws what the data do."""
 
-  def respond(generator, dialogues, prompts, counts):
-    return {p: gold_reply(dialogues[p.number], p) for p in prompts}
+  def respond(generator, dialogues, prompts, counts, options, kept):
+    kept.add_replies({p: gold_reply(dialogues[p.number], p) for p in prompts})
 
   scenes = [
     facts["attributes"]
@@ -213,8 +215,9 @@ def test_chance_and_counts(perfect, dialogues):
 
 
 def test_a_photo_not_shared_is_wrong(perfect, dialogues, monkeypatch):
-  def mute(generator, dialogues, prompts, counts):
-    return {p: generate.Reply((), "cream or pink", None, True) for p in prompts}
+  def mute(generator, dialogues, prompts, counts, options, kept):
+    silence = generate.Reply((), "cream or pink", None, True)
+    kept.add_replies(dict.fromkeys(prompts, silence))
 
   monkeypatch.setattr(assess, "respond", mute)
   monkeypatch.setattr(
@@ -349,7 +352,7 @@ def test_a_broken_photo_is_a_missing_one(generator, dialogues, tmp_path):
   found = assess.assess(generator, [dataclasses.replace(dialogue, turns=turns)])
   assert found.counts["photos_unreadable"] == count
   assert found.figures.metrics["pixel_accuracy"] is None  # Nothing was in view.
-  shown = showcase.example(found, 0, 32)
+  shown = showcase.example(found.dialogues[0], 0, {"": found}, 32)
   assert len(shown.bubbles) == len(dialogue_lib.merge_turns(turns))
 
 
@@ -407,6 +410,123 @@ def test_the_whole_job(run, workdir, dialogues, capsys):
   assert page.count("data:image/png;base64,") >= photos > 5
 
 
+def test_stopped_anywhere_it_goes_on(run, workdir, monkeypatch):
+  calls = collections.Counter()
+  left = [math.inf]
+
+  def counted(name):
+    real = getattr(generate.Generator, name)
+
+    def call(self, *args, **kwargs):
+      if calls.total() == left[0]:
+        raise KeyboardInterrupt
+      calls[name] += 1
+      found = real(self, *args, **kwargs)
+      if name == "respond":  # It knows nothing, so it never shares a photo.
+        return [reply._replace(caption=f"a {reply.text}") for reply in found]
+      return found
+
+    monkeypatch.setattr(generate.Generator, name, call)
+
+  counted("respond")
+  counted("draw")
+  # Two rows a batch: several of each.
+  run = dataclasses.replace(
+    run, eval=dataclasses.replace(run.eval, batch_size=2, max_dialogues=5)
+  )
+  straight = evaluate.evaluate(run, workdir, folder="straight")
+  all_calls, part = calls.copy(), workdir / "stopped" / "turns.jsonl.part"
+  assert min(all_calls.values()) > 1
+  # While it writes, and then, when it has gone on, while it draws.
+  for stop in (3, all_calls["respond"] - 3 + 1):
+    calls.clear()
+    left[0] = stop
+    with pytest.raises(KeyboardInterrupt):
+      evaluate.evaluate(run, workdir, folder="stopped")
+    # Killed in the middle of a line.
+    part.write_text(part.read_text() + '{"number": 0, "si')
+  calls.clear()
+  left[0] = math.inf
+  resumed = evaluate.evaluate(run, workdir, folder="stopped")
+  assert calls == {"draw": all_calls["draw"] - 1}  # Nothing twice.
+  assert not part.exists()
+  assert reproduce.figures(straight, resumed, 0.0) == []
+  written = [
+    transcript.read(workdir / name) for name in ("stopped", "straight")
+  ]
+  assert written[0].replies == written[1].replies
+  assert len(written[0].replies) > 8 and written[0].photos
+  assert written[0].photos.keys() == written[1].photos.keys()
+  for prompt, photo in written[0].photos.items():
+    np.testing.assert_array_equal(photo, written[1].photos[prompt])
+  # Of other settings nothing is taken.
+  calls.clear()
+  part.write_text((workdir / "straight" / "turns.jsonl").read_text())
+  other = dataclasses.replace(run.eval, max_new_tokens=7)
+  evaluate.evaluate(
+    dataclasses.replace(run, eval=other), workdir, folder="stopped"
+  )
+  assert calls["respond"] == all_calls["respond"]
+  with pytest.raises(ValueError, match="evaluate the run first"):
+    transcript.read(workdir / "nowhere")
+
+
+def test_what_is_sampled_depends_on_the_dialogue_alone(generator, dialogues):
+  options = Options("nucleus", top_p=1.0, temperature=3.0)
+
+  def sampled(dialogues):
+    prompts = list(assess._model_turns(dialogues, (0,)))
+    kept = transcript.Transcript()
+    replies = assess.respond(
+      generator, dialogues, prompts, collections.Counter(), options, kept
+    )
+    turns = [
+      assess.ModelTurn(
+        p, None, "gold", replies[p]._replace(caption="a star")
+      )
+      for p in prompts
+    ]
+    assess.draw(generator, dialogues, turns, 5, kept)
+    return {
+      (dialogues[p.number].id, p.upto): (replies[p].tokens, kept.photos[p])
+      for p in prompts
+    }
+
+  one, two = sampled(dialogues[:4]), sampled(dialogues[3:0:-1])
+  assert set(two) < set(one)
+  for name, (tokens, photo) in two.items():
+    assert one[name][0] == tokens
+    # In another place of a batch: the same but for rounding.
+    np.testing.assert_allclose(
+      one[name][1].astype(int), photo.astype(int), atol=1
+    )
+  assert len({photo.tobytes() for _, photo in one.values()}) == len(one)
+  assert len({tokens for tokens, _ in one.values()}) > len(one) / 2
+
+
+def test_the_model_may_say_both_sides(generator, dialogues):
+  alone = [
+    assess.text_loss(generator, dialogues[:3], (side,)) for side in (0, 1)
+  ]
+  both = assess.text_loss(generator, dialogues[:3], (0, 1))
+  assert both.tokens == sum(loss.tokens for loss in alone)
+  assert both.nats == pytest.approx(sum(loss.nats for loss in alone))
+  settings = dataclasses.replace(generator.settings, speakers="both")
+  other = generate.Generator(
+    generator.model, generator.params, generator.tokenizer,
+    generator._clip_tokenizer, generator.spec, settings,
+  )  # fmt: skip
+  found = assess.assess(other, dialogues[:3])
+  merged = [s for d in dialogues[:3] for s in dialogue_lib.merge_turns(d.turns)]
+  assert [t.spoken.speaker for t in found.turns] == [s.speaker for s in merged]
+  assert {t.spoken.speaker for t in found.turns} == {0, 1}
+  assert found.counts["model_turns"] == len(merged)
+  assert found.counts["photo_turns"] == sum(
+    any(isinstance(p, schema.Photo) for p in s.parts) for s in merged
+  )
+  assert found.counts["text_tokens"] == both.tokens
+
+
 def test_averaged_weights_and_latent_scale_are_used(run, workdir):
   generator, step = chat.open_generator(run, workdir, batch_size=3)
   assert step == 7 and generator.settings.batch_size == 3
@@ -457,7 +577,8 @@ def test_photo_of_a_turn_without_one_in_the_data_is_not_measured():
   )
   asked = []
   drawer = types.SimpleNamespace(
-    draw=lambda captions, seeds: asked.extend(captions) or []
+    settings=types.SimpleNamespace(batch_size=1),
+    draw=lambda captions, seeds: asked.extend(captions) or [],
   )
-  assess.draw(drawer, [turn], 0)
+  assess.draw(drawer, [], [turn], 0, transcript.Transcript())
   assert asked == []

@@ -14,6 +14,7 @@ from photochat_jax import decoding
 from photochat_jax.data import dialogue
 from photochat_jax.data.images import ImageError, load_vision
 from photochat_jax.data.photochat import Photo, Turn
+from photochat_jax.decoding_options import Options
 from photochat_jax.models.photochat import PhotoChat
 
 
@@ -251,15 +252,58 @@ def test_a_block_left_open_is_closed_at_the_limit(generator, monkeypatch):
 def test_temperature_samples_and_a_seed_repeats(generator):
   contexts = contexts_of(generator.spec, talk("a"), talk("b"), talk("a"))
 
-  def tokens(seed, temperature):
-    replies = generator.respond(contexts, temperature=temperature, seed=seed)
+  def tokens(seed, temperature=50.0, numbers=None, of=contexts):
+    options = Options("nucleus", top_p=1.0, temperature=temperature, seed=seed)
+    replies = generator.respond(of, options=options, numbers=numbers)
     return [reply.tokens for reply in replies]
 
-  assert tokens(1, 50.0) == tokens(1, 50.0)
-  assert tokens(1, 50.0) != tokens(2, 50.0)
-  one, _, same_prompt = tokens(1, 50.0)
-  assert one != same_prompt  # Each row has draws of its own.
-  assert tokens(3, 0.0) == tokens(4, 0.0)
+  assert tokens(1) == tokens(1)
+  assert tokens(1) != tokens(2)
+  one, _, same_prompt = tokens(1)
+  assert one != same_prompt  # Each row has draws of its own,
+  # which follow from its number, wherever it stands (batches have two rows).
+  first, second, third = tokens(1, numbers=[7, 2**32 - 1, 9])
+  turned = [contexts[i] for i in (2, 0, 1)]
+  moved = tokens(1, numbers=[9, 7, 2**32 - 1], of=turned)
+  assert moved == [third, first, second]
+  assert first != one
+  assert tokens(3, 1e-6) == [r.tokens for r in generator.respond(contexts)]
+
+
+def test_beams_answer_and_say_how_near_a_photo_was(model):
+  opened = set()
+  for seed in range(4):
+    params = toy_agent.random_params(model, seed)
+    generator = toy_agent.generator(model, params)
+    contexts = contexts_of(generator.spec, talk("a"), talk("b c"), talk("d"))
+    greedy = generator.respond(contexts)
+    beams = generator.respond(contexts, options=Options("beam", num_beams=3))
+    assert [r.tokens for r in beams] != [r.tokens for r in greedy]
+    for context, reply in zip(contexts, beams, strict=True):
+      chances = photo_chances(model, params, context, reply.tokens)
+      assert reply.photo_score == pytest.approx(max(chances), rel=1e-4)
+      opened.add(reply.caption is not None)
+  assert opened == {True, False}
+
+
+def photo_chances(model, params, context, written):
+  """The probability of `[img]` at each token up to the first that is one."""
+  length = len(context.tokens)
+  tokens = np.zeros(40, np.int32)
+  tokens[: length + len(written)] = [*context.tokens, *written]
+  shown = np.zeros((2, 8, 8, 3), np.uint8)
+  scores = scores_after(
+    model, params, tokens, np.full(40, -1, np.int32), shown
+  )
+  found = []
+  for step, token in enumerate(written):
+    allowed = np.array(scores[length - 1 + step], np.float64)
+    allowed[[PAD, BOS, END]] = -np.inf
+    weights = np.exp(allowed - allowed.max())
+    found.append(weights[IMG] / weights.sum())
+    if token == IMG:
+      break
+  return found
 
 
 def test_sampling_follows_the_softmax(generator, monkeypatch):
@@ -273,7 +317,8 @@ def test_sampling_follows_the_softmax(generator, monkeypatch):
   jax.clear_caches()
   toy_agent.script(monkeypatch, 3, [[[A, B]]] * draws)
   contexts = contexts_of(generator.spec, *[talk("a")] * draws)
-  replies = generator.respond(contexts, temperature=2.0)
+  options = Options("nucleus", top_p=1.0, temperature=2.0)
+  replies = generator.respond(contexts, options=options)
   jax.clear_caches()
   share = np.mean([reply.tokens == (A,) for reply in replies])
   # 13 words less <pad>, <s> and [/img]: A, B and 8 others at 0.
@@ -285,7 +330,8 @@ def test_sampling_follows_the_softmax(generator, monkeypatch):
 def test_padded_logits_are_never_chosen(model, generator):
   assert model.config.language.padded_vocab_size > len(WORDS)
   contexts = contexts_of(generator.spec, *[talk("a")] * 20)
-  replies = generator.respond(contexts, temperature=1e6)
+  options = Options("nucleus", top_p=1.0, temperature=1e6)
+  replies = generator.respond(contexts, options=options)
   assert all(t < len(WORDS) for r in replies for t in r.tokens)
 
 

@@ -33,7 +33,8 @@ LAYERS = (
   ("metrics.", ("metrics.", "ops.")),
   ("checkpoints.", ("checkpoints.", "models.", "diffusion.", "ops.")),
   # What every run is made of.
-  ("config_check", ("diffusion.", "ops.")),
+  ("decoding_options", ()),
+  ("config_check", ("diffusion.", "ops.", "decoding_options")),
   ("config", ("models.", "diffusion.", "config_check")),
   ("state", ("ops.",)),
   ("optim", ("ops.", "config")),
@@ -49,13 +50,28 @@ LAYERS = (
   # From text and photos to text and photos.
   ("decoding", ("ops.", "models.", "diffusion.", "config")),
   ("beam", ("models.", "decoding")),
-  ("generate", (*SHARED, "decoding", "inputs")),
-  ("chat", (*SHARED, "generate", "inputs", "record")),
+  ("writing", ("models.", "decoding", "decoding_options", "beam")),
+  (
+    "generate",
+    (*SHARED, "decoding", "decoding_options", "writing", "inputs"),
+  ),
+  ("transcript", ("runtime.", "generate")),
+  ("chat", (*SHARED, "generate", "inputs", "record", "decoding_options")),
   ("judges", ("models.", "data.", "checkpoints.")),
   ("scores", ("metrics.", "data.", "judges")),
   (
     "assess",
-    (*SHARED, "generate", "inputs", "chat", "objective", "judges", "scores"),
+    (
+      *SHARED,
+      "generate",
+      "inputs",
+      "chat",
+      "objective",
+      "judges",
+      "scores",
+      "decoding_options",
+      "transcript",
+    ),
   ),
   ("showcase", (*SHARED, "generate", "inputs", "chat")),
   (
@@ -69,6 +85,19 @@ LAYERS = (
       "judges",
       "showcase",
       "record",
+      "transcript",
+    ),
+  ),
+  (
+    "compare",
+    (
+      *SHARED,
+      "assess",
+      "inputs",
+      "record",
+      "scores",
+      "showcase",
+      "transcript",
     ),
   ),
   # Training, which needs no data and no tokenizer inside the step.
@@ -101,8 +130,19 @@ LAYERS = (
   # What tools/ start.
   ("encoders", ("ops.", "models.", "data.", "config")),
   ("precompute", (*SHARED, "record", "encoders")),
-  ("captioners", (*SHARED, "decoding", "beam", "generate", "chat", "record")),
-  ("caption_blip2", ("captioners", "checkpoints.")),
+  (
+    "captioners",
+    (
+      *SHARED,
+      "decoding",
+      "decoding_options",
+      "writing",
+      "generate",
+      "chat",
+      "record",
+    ),
+  ),
+  ("caption_blip2", ("captioners", "decoding_options", *FOLDERS)),
   ("caption", ("data.", "captioners")),
   ("inspection.", ("inspection.", "data.")),
   ("inspect_data", ("inspection.", "data.")),

@@ -1,5 +1,7 @@
 """The report's dialogues: what is shown where, and what is right or wrong."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,8 @@ from photochat_jax import assess, generate, showcase
 from photochat_jax.data.dialogue import merge_turns
 from photochat_jax.data.photochat import Dialogue, Photo, Turn
 from photochat_jax.metrics.figures import Figures
-from photochat_jax.metrics.report import Mark
+from photochat_jax.metrics.report import Mark, Said
+from photochat_jax.transcript import Prompt
 
 SCENE = {"shape": "ball", "colour": "red"}
 
@@ -30,7 +33,7 @@ def found_of(turns, replies, answers=()):
   dialogue = Dialogue("12", "test", tuple(turns), facts)
   spoken = [s for s in merge_turns(turns) if s.speaker == 0]
   entries = [
-    assess.ModelTurn(0, s, assess._first_photo(s), *r)
+    assess.ModelTurn(Prompt(0, 0, s.start), s, assess._first_photo(s), *r)
     for s, r in zip(spoken, replies, strict=True)
   ]
   return assess.Found(
@@ -38,15 +41,19 @@ def found_of(turns, replies, answers=()):
   )
 
 
+def bubbles_of(found):
+  return showcase.example(found.dialogues[0], 0, {"": found}, 8).bubbles
+
+
 def test_gold_and_drawn_photo_stand_side_by_side(gold):
   drawn = np.full((8, 8, 3), 9, np.uint8)
   seen = {"shape": "ball", "colour": "blue"}
   turns = [Turn(1, "hi"), Turn(0, "look"), Turn(0, "", gold), Turn(0, "nice?")]
   found = found_of(turns, [(reply("see", "a ball"), drawn, SCENE, seen)])
-  theirs, mine = showcase.example(found, 0, 8).bubbles
-  assert not theirs.mine and theirs.parts == ("hi",) and theirs.reply is None
-  assert mine.mine and mine.reply == "see"
-  assert mine.marks == (Mark("shares a photo", True),)
+  theirs, mine = bubbles_of(found)
+  assert not theirs.mine and theirs.parts == ("hi",) and theirs.said == ()
+  assert mine.mine
+  assert mine.said == (Said("see", (Mark("shares a photo", True),)),)
   before, (left, right), after = mine.parts
   assert (before, after) == ("look", "nice?")
   assert left.caption == "a nice ball"
@@ -59,38 +66,54 @@ def test_gold_and_drawn_photo_stand_side_by_side(gold):
 
 def test_a_photo_not_shared_is_an_empty_frame(gold):
   found = found_of([Turn(1, "hi"), Turn(0, "", gold)], [(reply("no"),)])
-  _, mine = showcase.example(found, 0, 8).bubbles
+  _, mine = bubbles_of(found)
   ((_, right),) = mine.parts
   assert right.pixels is None and right.marks == ()
-  assert mine.marks == (Mark("shares no photo", False),)
+  assert mine.said == (Said("no", (Mark("shares no photo", False),)),)
 
 
 def test_a_photo_nobody_asked_for_is_wrong():
   found = found_of([Turn(1, "hi"), Turn(0, "yes")], [(reply("so", "a cat"),)])
-  _, mine = showcase.example(found, 0, 8).bubbles
-  assert mine.reply == "so [a cat]"
-  assert mine.marks == (Mark("shares a photo", False),)
+  _, mine = bubbles_of(found)
+  assert mine.said == (Said("so [a cat]", (Mark("shares a photo", False),)),)
 
 
 def test_plain_turns_have_no_verdict():
   found = found_of([Turn(1, "hi"), Turn(0, "yes")], [(reply("so"),)])
-  _, mine = showcase.example(found, 0, 8).bubbles
-  assert mine.reply == "so" and mine.marks == ()
+  _, mine = bubbles_of(found)
+  assert mine.said == (Said("so"),)
 
 
 def test_answers_of_either_side_are_marked():
   turns = [Turn(0, "what colour?"), Turn(1, "it is mint")]
   answer = assess.Answer(0, 1, "wall", "mint", "it is pink")
   found = found_of(turns, [(reply("what"),)], [answer])
-  _, theirs = showcase.example(found, 0, 8).bubbles
-  assert not theirs.mine and theirs.reply == "it is pink"
-  assert theirs.marks == (Mark("wall: mint", False),)
+  _, theirs = bubbles_of(found)
+  assert not theirs.mine
+  assert theirs.said == (Said("it is pink", (Mark("wall: mint", False),)),)
+
+
+def test_several_models_stand_beside_each_other(gold):
+  turns = [Turn(1, "hi"), Turn(0, "look"), Turn(0, "", gold)]
+  drawn = np.full((8, 8, 3), 9, np.uint8)
+  one = found_of(turns, [(reply("see", "a ball"), drawn, SCENE, SCENE)])
+  other = assess.Said(
+    [dataclasses.replace(one.turns[0], reply=reply("no"), drawn=None)], []
+  )
+  _, mine = showcase.example(
+    one.dialogues[0], 0, {"joint": one, "apart": other}, 8
+  ).bubbles
+  said = [(one.by, one.text) for one in mine.said]
+  assert said == [("joint", "see"), ("apart", "no")]
+  _, pictures = mine.parts
+  assert [p.label for p in pictures] == ["in the data", "joint", "apart"]
+  assert pictures[2].pixels is None
 
 
 def test_a_missing_file_is_an_empty_frame():
   photo = Photo("elsewhere", "Cat, Tree", None, None)
   found = found_of([Turn(1, "", photo), Turn(0, "oh")], [(reply("oh"),)])
-  theirs, _ = showcase.example(found, 0, 8).bubbles
+  theirs, _ = bubbles_of(found)
   (((picture,),)) = theirs.parts
   assert picture.pixels is None
   assert picture.caption == "Cat, Tree" and picture.marks == ()

@@ -20,10 +20,10 @@ import sys
 
 from absl import app, flags, logging
 
-from photochat_jax import caption, captioners
+from photochat_jax import caption, captioners, decoding_options
 from photochat_jax.data import sources
 
-_DEFAULTS = captioners.Options()
+_DEFAULTS = decoding_options.Options()
 
 _PATH = flags.DEFINE_string("path", None, "The data set.", required=True)
 _DATASET = flags.DEFINE_enum(
@@ -35,7 +35,10 @@ _MODEL = flags.DEFINE_string(
   "model", "Salesforce/blip2-opt-2.7b", "BLIP-2: a folder, or a hub id."
 )
 _METHOD = flags.DEFINE_enum(
-  "method", _DEFAULTS.method, captioners.METHODS, "How a caption is decoded."
+  "method",
+  _DEFAULTS.method,
+  decoding_options.METHODS,
+  "How a caption is decoded.",
 )
 _NUM_BEAMS = flags.DEFINE_integer(
   "num_beams", _DEFAULTS.num_beams, "beam: captions followed at a time."
@@ -83,7 +86,7 @@ def main(argv: list[str]) -> None:
 
 
 def _captioner() -> captioners.Captioner:
-  options = captioners.Options(
+  options = decoding_options.Options(
     method=_METHOD.value,
     num_beams=_NUM_BEAMS.value,
     length_penalty=_LENGTH_PENALTY.value,

@@ -6,8 +6,12 @@ r"""Trains the same model in several ways and says what it makes.
 Stages before the joint one are trained once for a seed; each arm is a joint
 stage from there, and its evaluation. What is done is kept: the same command
 goes on, with more seeds or arms too. Fields of the config are changed as for
-training, --config.data.told_share=0.05. OUT/table.md has means over the seeds
-with 95 % intervals, and the differences to the arm `none`.
+training, --config.data.told_share=0.05. Writes, after every arm:
+
+  OUT/table.md     means over the seeds with 95 % intervals, and the differences
+                   to the arm `none`
+  OUT/figures.png  the same as a picture, a dot for each seed
+  OUT/report.html  the first seed's arms side by side, dialogue by dialogue
 
 --dry-run prints the commands.
 """
@@ -20,9 +24,10 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
+from photochat_jax import compare
 from photochat_jax import config as config_lib
 from photochat_jax.ablation import arms as arms_lib
-from photochat_jax.ablation import runs, table
+from photochat_jax.ablation import plot, runs, table
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _ARMS = flags.DEFINE_list(
@@ -76,12 +81,26 @@ def main(argv: list[str]) -> None:
 
 
 def _write(jobs, arms) -> str:
+  """Writes what there is so far; returns the table."""
+  out, results = epath.Path(_OUT.value), runs.read(jobs)
+  out.mkdir(parents=True, exist_ok=True)
   what = {runs.BASE: "before the joint stage"}
   what |= {arm.name: arm.what for arm in arms}
-  text = table.markdown(runs.read(jobs), what)
-  path = epath.Path(_OUT.value) / "table.md"
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
+  found = table.tables(results, what)
+  text = table.markdown(found)
+  (out / "table.md").write_text(text)
+  if results:
+    (out / "figures.png").write_bytes(plot.draw(results, what))
+    seed = min(seed for _, seed in results)
+    dialogues, evaluated = compare.read(
+      {
+        job.arm: job.workdir
+        for job in jobs
+        if job.seed == seed and (job.arm, seed) in results
+      }
+    )
+    page = compare.page("Arms side by side", found, dialogues, evaluated)
+    (out / "report.html").write_text(page)
   return text
 
 

@@ -1,8 +1,9 @@
 """What came out: means over seeds, 95 % intervals, and differences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from photochat_jax.metrics.comparison import Table
 from photochat_jax.metrics.statistics import Estimate, estimate
 
 # Figures of `metrics.json` in the table, dotted where one is inside another,
@@ -56,12 +57,12 @@ def difference(
   return estimate([one[seed] - two[seed] for seed in one if seed in two])
 
 
-def markdown(
+def tables(
   results: Mapping[tuple[str, int], Mapping[str, Any]],
   arms: Mapping[str, str],
   baseline: str = "none",
-) -> str:
-  """The table, and below it the differences to a baseline.
+) -> list[Table]:
+  """The arms' figures, and the differences to a baseline.
 
   Args:
     results: (arm, seed) -> what its `metrics.json` holds.
@@ -69,21 +70,40 @@ def markdown(
     baseline: the arm that the others are compared with.
   """
   heads = [head for head, _ in FIGURES.values()]
-  right = ["---:"] * len(heads)
-  lines = [_line("arm", "seeds", *heads), _line("---", "---:", *right)]
+  rows = []
   for name, what in arms.items():
     row = [estimate(list(values(results, name, f).values())) for f in FIGURES]
     count = max((e.count for e in row), default=0)
-    lines.append(_line(f"{name}: {what}", str(count), *map(str, row)))
-  lines += ["", f"Less `{baseline}`, seed by seed (95 % intervals; `*` is where"
-            " it does not hold 0):", ""]  # fmt: skip
-  lines += [_line("arm", *heads), _line("---", *right)]
-  for name in arms:
-    if name == baseline:
-      continue
-    row = [difference(results, name, baseline, f) for f in FIGURES]
-    lines.append(_line(name, *map(_marked, row)))
-  return "\n".join(lines) + "\n"
+    rows.append([f"{name}: {what}", str(count), *map(str, row)])
+  apart = [
+    [
+      name,
+      *(_marked(difference(results, name, baseline, f)) for f in FIGURES),
+    ]
+    for name in arms
+    if name != baseline
+  ]
+  return [
+    Table(
+      ["arm", "seeds", *heads], rows, "Means over seeds, 95 % intervals."
+    ),
+    Table(
+      ["arm", *heads],
+      apart,
+      f"Less {baseline}, seed by seed (95 % intervals; * where it does not "
+      "hold 0).",
+    ),
+  ]
+
+
+def markdown(found: Sequence[Table]) -> str:
+  """Tables as Markdown."""
+  lines = []
+  for table in found:
+    right = ["---:"] * (len(table.heads) - 1)
+    lines += [table.note, "", _line(*table.heads), _line("---", *right)]
+    lines += [_line(*row) for row in table.rows] + [""]
+  return "\n".join(lines)
 
 
 def _marked(found: Estimate) -> str:

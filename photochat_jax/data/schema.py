@@ -145,3 +145,8 @@ def digest(dialogues: Iterable[Dialogue]) -> str:
       if photo and photo.path:
         total.update(epath.Path(photo.path).read_bytes())
   return total.hexdigest()
+
+
+def number(name: str) -> int:
+  """A number below 2**32 that keys what is random about a thing of a name."""
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])

@@ -1,8 +1,9 @@
 """One self-contained HTML page: the figures, and whole dialogues to look at.
 
-No script, no font, no file beside it: the style is inline and every photo is a
-PNG inside the page, so the file can be mailed. Everything that comes from data
-or from the model is escaped.
+No script, no font, no file beside it: the style is inline and every photo is
+inside the page, so the file can be mailed. Everything that comes from data or
+from the model is escaped. `comparison` writes the same dialogues with several
+models' replies.
 """
 
 import base64
@@ -58,6 +59,21 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
+class Said:
+  """What a model said at a turn by itself.
+
+  Attributes:
+    text: its words.
+    marks: verdicts about them.
+    by: the model's name, where there are several.
+  """
+
+  text: str
+  marks: tuple[Mark, ...] = ()
+  by: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Bubble:
   """A turn.
 
@@ -65,14 +81,12 @@ class Bubble:
     mine: whether the turn is the model's side.
     parts: what the data say in this turn, in order: a text, or pictures to
       stand side by side.
-    reply: what the model said here by itself; None where it was not asked.
-    marks: verdicts about the reply.
+    said: what models said here.
   """
 
   mine: bool
   parts: tuple[str | tuple[Picture, ...], ...]
-  reply: str | None = None
-  marks: tuple[Mark, ...] = ()
+  said: tuple[Said, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +109,12 @@ def number(value: float | None) -> str:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-  """uint8[H, W, 3] -> a `data:` URI of the PNG."""
+  """uint8[H, W, 3] -> a `data:` URI: a PNG of toys, a JPEG of photos."""
   buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, "PNG")
-  return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(
-    "ascii"
-  )
+  kind = "PNG" if len(pixels) <= PHOTO_PIXELS else "JPEG"
+  Image.fromarray(pixels).save(buffer, kind, quality=90)
+  data = base64.b64encode(buffer.getvalue()).decode("ascii")
+  return f"data:image/{kind.lower()};base64,{data}"
 
 
 def render(
@@ -121,11 +135,7 @@ def render(
     A whole HTML document.
   """
   rows = "\n".join(_row(figure) for figure in figures)
-  facts = "\n".join(
-    f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"
-    for key, value in details.items()
-  )
-  talks = "\n".join(_example(example) for example in examples)
+  talks = "\n".join(example_html(example) for example in examples)
   return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -133,12 +143,12 @@ def render(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{_text(title)}</title>
-<style>{_STYLE}</style>
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{_text(title)}</h1>
+<h1>{escape(title)}</h1>
 <table>
 <thead><tr><th scope="col">metric</th><th scope="col">value</th>
 <th scope="col">chance</th><th scope="col">of</th>
@@ -147,9 +157,7 @@ def render(
 {rows}
 </tbody>
 </table>
-<details><summary>About this run</summary><dl>
-{facts}
-</dl></details>
+{details_html("About this run", details)}
 <h2>Dialogues</h2>
 <p class="legend">Solid bubbles are the data: the partner on the left, the
 model's side on the right. The dashed bubble under a turn is what the model said
@@ -163,24 +171,25 @@ there by itself, given the data up to that turn.
 """
 
 
-def _text(value) -> str:
+def escape(value: typing.Any) -> str:
+  """Text as HTML."""
   return html.escape(str(value), quote=True)
 
 
 def _row(figure: Figure) -> str:
   return (
-    f'<tr><th scope="row">{_text(figure.name)}</th>'
+    f'<tr><th scope="row">{escape(figure.name)}</th>'
     f'<td class="number">{number(figure.value)}</td>'
     f'<td class="number">{number(figure.chance)}</td>'
     f'<td class="number">{figure.size:,}</td>'
-    f"<td>{_text(figure.note)}</td></tr>"
+    f"<td>{escape(figure.note)}</td></tr>"
   )
 
 
 def _mark(mark: Mark) -> str:
   shade = {True: "right", False: "wrong", None: "plain"}[mark.right]
   sign = {True: "✓ ", False: "✗ ", None: ""}[mark.right]
-  return f'<span class="mark {shade}">{sign}{_text(mark.text)}</span>'
+  return f'<span class="mark {shade}">{sign}{escape(mark.text)}</span>'
 
 
 def _picture(picture: Picture) -> str:
@@ -189,12 +198,12 @@ def _picture(picture: Picture) -> str:
   else:
     frame = (
       f'<img src="{data_uri(picture.pixels)}" width="{PHOTO_PIXELS}" '
-      f'alt="{_text(picture.caption or picture.label)}">'
+      f'alt="{escape(picture.caption or picture.label)}">'
     )
-  caption = f"<q>{_text(picture.caption)}</q>" if picture.caption else ""
+  caption = f"<q>{escape(picture.caption)}</q>" if picture.caption else ""
   marks = " ".join(_mark(mark) for mark in picture.marks)
   return (
-    f"<figure>{frame}<figcaption><b>{_text(picture.label)}</b>{caption}"
+    f"<figure>{frame}<figcaption><b>{escape(picture.label)}</b>{caption}"
     f"<span>{marks}</span></figcaption></figure>"
   )
 
@@ -203,23 +212,47 @@ def _bubble(bubble: Bubble) -> str:
   parts = []
   for part in bubble.parts:
     if isinstance(part, str):
-      parts.append(f'<p class="said">{_text(part)}</p>')
+      parts.append(f'<p class="said">{escape(part)}</p>')
     else:
       pictures = "".join(_picture(picture) for picture in part)
       parts.append(f'<div class="pictures">{pictures}</div>')
-  if bubble.reply is not None or bubble.marks:
-    marks = " ".join(_mark(mark) for mark in bubble.marks)
-    parts.append(f'<p class="reply">{_text(bubble.reply or "")} {marks}</p>')
+  for said in bubble.said:
+    marks = " ".join(_mark(mark) for mark in said.marks)
+    by = f'<b class="by">{escape(said.by)}</b> ' if said.by else ""
+    parts.append(f'<p class="reply">{by}{escape(said.text)} {marks}</p>')
   side = "mine" if bubble.mine else "theirs"
   return f'<div class="turn {side}">{"".join(parts)}</div>'
 
 
-def _example(example: Example) -> str:
+def example_html(
+  example: Example, attributes: str = "", head: str = ""
+) -> str:
+  """A dialogue.
+
+  Args:
+    example: it.
+    attributes: HTML, those of its element, from a space on.
+    head: HTML, between its title and its turns.
+  """
   bubbles = "\n".join(_bubble(bubble) for bubble in example.bubbles)
-  return f"<section><h3>{_text(example.title)}</h3>\n{bubbles}\n</section>"
+  return (
+    f"<section{attributes}><h3>{escape(example.title)}</h3>\n{head}{bubbles}\n"
+    "</section>"
+  )
 
 
-_STYLE = """
+def details_html(title: str, details: Mapping[str, typing.Any]) -> str:
+  """What is unfolded on a click."""
+  facts = "\n".join(
+    f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>"
+    for key, value in details.items()
+  )
+  return (
+    f"<details><summary>{escape(title)}</summary><dl>\n{facts}\n</dl></details>"
+  )
+
+
+STYLE = """
 :root { color-scheme: light dark; --paper: #fafafa; --ink: #1b1d21;
   --soft: #646b75; --line: #d5d9e0; --card: #ffffff; --theirs: #e9ebef;
   --mine: #d6e6ff; --right: #14733a; --right-paper: #d9f3e2;
@@ -256,6 +289,7 @@ section { margin: 1.2rem 0; padding: 1rem; background: var(--card);
 .theirs .said { background: var(--theirs); border-bottom-left-radius: .2rem; }
 .mine .said { background: var(--mine); border-bottom-right-radius: .2rem; }
 .turn .reply { border: 1.5px dashed var(--line); color: var(--ink); }
+.by { font-size: .78rem; color: var(--soft); }
 .pictures { display: flex; flex-wrap: wrap; gap: .8rem; }
 figure { margin: 0; width: 13rem; padding: .6rem; border-radius: .6rem;
   border: 1px solid var(--line); }
@@ -264,7 +298,7 @@ figure img { display: block; height: auto; image-rendering: pixelated;
 .nothing { width: 144px; height: 144px; display: grid; place-items: center;
   border: 1px dashed var(--line); color: var(--soft); border-radius: .3rem; }
 figcaption { display: grid; gap: .2rem; margin-top: .4rem;
-  font-size: .82rem; }
+  font-size: .82rem; overflow-wrap: anywhere; }
 .mark { display: inline-block; padding: 0 .45rem; border-radius: .6rem;
   font-size: .78rem; background: var(--theirs); color: var(--soft); }
 .mark.right { background: var(--right-paper); color: var(--right); }

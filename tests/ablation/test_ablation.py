@@ -108,7 +108,9 @@ def test_differences_are_of_the_same_seed():
 
 def test_the_table_reads_well():
   found = results({"none": {0: 0.1, 1: 0.2}, "rloo": {0: 0.7, 1: 0.9}})
-  text = table.markdown(found, {"none": "apart", "rloo": "RLOO"})
+  text = table.markdown(
+    table.tables(found, {"none": "apart", "rloo": "RLOO"})
+  )
   rows = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in text.splitlines()

@@ -5,10 +5,8 @@ import html.parser
 import io
 import json
 import re
-import shutil
-import subprocess
-import urllib.parse
 
+import browser
 import pytest
 from PIL import Image
 
@@ -219,47 +217,10 @@ def test_contrasts_are_those_of_wcag_aa():
   assert min(contrast(*pair) for pair in pairs) >= 4.5
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_chromium = pytest.mark.skipif(
-  CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)"
-)
-
-
-def browse(file, folder, *flags):
-  """Opens a file: its DOM, console, and the addresses that it asked for."""
-  log = folder / "net.json"
-  done = subprocess.run(
-    [
-      CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
-      "--no-first-run", "--disable-background-networking", "--disable-sync",
-      "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
-      "--enable-logging=stderr", f"--log-net-log={log}",
-      f"--user-data-dir={folder / 'profile'}", "--dump-dom", *flags,
-      f"file://{file}",
-    ],
-    capture_output=True, text=True, check=True, timeout=120,
-  )  # fmt: skip
-  console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-  events = json.loads(log.read_text())["events"]
-  urls = {
-    event["params"]["url"]
-    for event in events
-    if isinstance(event.get("params"), dict) and "url" in event["params"]
-  }
-  # The browser asks its maker things, whatever the page.
-  asked = {
-    url
-    for url in urls
-    if not url.startswith(("data:", "file:"))
-    and not (urllib.parse.urlsplit(url).hostname or "").endswith("google.com")
-  }
-  return done.stdout, console, asked
-
-
-@needs_chromium
+@browser.needs_chromium
 def test_in_a_browser(page, tmp_path):
   (tmp_path / "page.html").write_text(page)
-  dom, console, asked = browse(tmp_path / "page.html", tmp_path)
+  dom, console, asked = browser.browse(tmp_path / "page.html", tmp_path)
   assert console == [] and asked == set()
   shown = Page(re.sub("<!DOCTYPE[^>]*>", "", dom))
   assert "photochat: a look at the data" in shown.text
@@ -270,33 +231,18 @@ def test_in_a_browser(page, tmp_path):
   assert len(shown.all("svg")) >= 6
 
 
-@needs_chromium
+@browser.needs_chromium
 def test_a_browser_that_is_asked_to_fetch_is_noticed(tmp_path):
   (tmp_path / "page.html").write_text(
     '<img src="http://127.0.0.1:9/seen"><script>console.error("x")</script>'
   )
-  _, console, asked = browse(tmp_path / "page.html", tmp_path)
+  _, console, asked = browser.browse(tmp_path / "page.html", tmp_path)
   assert asked == {"http://127.0.0.1:9/seen"}
   assert console
 
 
-@needs_chromium
+@browser.needs_chromium
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_sticks_out(page, tmp_path, width):
-  measure = (
-    "<script>onload = () => parent.postMessage("
-    "document.documentElement.scrollWidth, '*')</script>"
-  )
-  open_page = re.sub('<meta http-equiv[^>]*>', measure, page)
-  open_page = open_page.replace("<details", "<details open")
-  (tmp_path / "page.html").write_text(open_page)
-  (tmp_path / "frame.html").write_text(
-    "<script>onmessage = e => document.body.append(`width=${e.data};`)</script>"
-    f'<body><iframe src="page.html" style="width:{width}px;height:800px;'
-    'border:0"></iframe>'
-  )
-  dom, _, _ = browse(
-    tmp_path / "frame.html", tmp_path, "--virtual-time-budget=4000"
-  )
-  (found,) = re.findall(r"width=(\d+);", dom)
-  assert int(found) <= width
+  opened = page.replace("<details", "<details open")
+  assert browser.content_width(opened, tmp_path, width) <= width

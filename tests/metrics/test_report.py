@@ -57,12 +57,11 @@ def page():
     (report.Mark("shape square", False), report.Mark("place left", True)),
   )
   missing = report.Picture("drawn", None)
+  no = (report.Mark("no", False),)
   bubbles = (
     report.Bubble(False, ("show me </p><script>alert(1)</script>",)),
-    report.Bubble(True, ("one", (gold, drawn), "two"), reply="here"),
-    report.Bubble(
-      True, ((gold, missing),), reply="", marks=(report.Mark("no", False),)
-    ),
+    report.Bubble(True, ("one", (gold, drawn), "two"), (report.Said("here"),)),
+    report.Bubble(True, ((gold, missing),), (report.Said("", no),)),
   )
   return report.render(
     "Evaluation & more",
