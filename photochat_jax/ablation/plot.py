@@ -31,12 +31,13 @@ def draw(
     if any(table.values(results, arm, name) for arm in arms)
   }
   names = list(arms)
-  rows = -(-len(figures) // _COLUMNS)
+  columns = min(_COLUMNS, len(figures))
+  rows = -(-len(figures) // columns)
   height = 0.9 + 0.28 * len(names)
   figure, axes = pyplot.subplots(
     rows,
-    _COLUMNS,
-    figsize=(3 * _COLUMNS, rows * height),
+    columns,
+    figsize=(3 * columns + 1, rows * height),
     squeeze=False,
     sharey=True,
     layout="constrained",

@@ -1,5 +1,6 @@
 """Plans and tables of ablations; the runs are stand-ins."""
 
+import io
 import json
 import math
 import os
@@ -10,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 import small_run
+from PIL import Image
 
-from photochat_jax.ablation import arms, runs, table
+from photochat_jax.ablation import arms, plot, runs, table
 from photochat_jax.config import ConfigError
 
 
@@ -140,3 +142,20 @@ def test_the_tool_prints_its_commands(request, tmp_path):
   assert len(lines) == 4
   assert all("--config.stages.joint.steps=7" in line for line in lines)
   assert "--config.bridge.matrix=none" in lines[3]
+
+
+def test_the_picture_has_a_panel_for_each_figure():
+  found = results({"none": {0: 0.1, 1: 0.2}, "rloo": {0: 0.7}})
+  names = {"none": "apart", "rloo": "RLOO", "static": "not yet"}
+
+  def draw():
+    pixels = Image.open(io.BytesIO(plot.draw(found, names))).convert("RGB")
+    return np.asarray(pixels)
+
+  one = draw()
+  assert (one < 100).all(-1).sum() > 300  # Words.
+  for metrics in found.values():
+    metrics["perplexity"] = 3.0
+  two = draw()
+  assert two.shape[0] == one.shape[0]
+  assert two.shape[1] - one.shape[1] == 3 * 130
