@@ -20,7 +20,8 @@ gradients do not fit a laptop.
 | run        | workdir of a run; excludes the three                  |
 | size       | llama2_7b, llama2_13b, llama32_1b, smollm2_135m, tiny |
 | generator  | sd21, sd15, tiny                                      |
-| perceiver  | qformer, linear (the paper's second version)          |
+| perceiver  | qformer, linear (the paper's second version),         |
+|            | caption (a pipeline's: a captioner reads photos to it) |
 | template   | llama2, llama3, chatml, zephyr, bare                  |
 | train      | lora (as in the paper), full                          |
 """
@@ -168,7 +169,7 @@ def _parse(argument: str) -> dict[str, str]:
   for name, values in (
     ("size", _SIZES),
     ("generator", ("sd21", "sd15", "tiny")),
-    ("perceiver", ("qformer", "linear")),
+    ("perceiver", ("qformer", "linear", "caption")),
     ("train", tuple(_TRAINABLE)),
   ):
     if given[name] not in values:

@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from photochat_jax import chat, decoding, generate, record, writing
 from photochat_jax import config as config_lib
+from photochat_jax import decoding, generate, record, writing
 from photochat_jax.data import dialogue, images, schema
 from photochat_jax.decoding_options import Options
 from photochat_jax.ops import partition
@@ -165,7 +165,7 @@ def open_own(
     ValueError: the folder is no run, or has no checkpoint that can be read.
   """
   run = record.read(workdir)
-  generator, step = chat.open_generator(run, workdir, batch_size)
+  generator, step = generate.open_generator(run, workdir, batch_size)
   name = epath.Path(workdir).resolve().name
   return OwnCaptioner(generator, options, name), _advice(run, step)
 

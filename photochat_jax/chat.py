@@ -14,14 +14,16 @@ from collections.abc import Callable, Sequence
 from etils import epath
 from PIL import Image
 
+from photochat_jax import captioners, generate
 from photochat_jax import config as config_lib
-from photochat_jax import generate, inputs
 from photochat_jax.data import dialogue, images, schema
 from photochat_jax.data.spec import LeftOut
 from photochat_jax.decoding_options import GREEDY, Options
-from photochat_jax.models.photochat import PhotoChat
 
 MODEL, USER = 0, 1
+
+Describe = Callable[[schema.Photo], str]
+"""A photo -> what it shows."""
 
 # The model may go on after its photo, but not share for ever.
 MAX_PHOTOS_PER_TURN = 4
@@ -52,6 +54,7 @@ class Conversation:
     seed: int = 0,
     options: Options = GREEDY,
     turns: Sequence[schema.Turn] = (),
+    describe: Describe | None = None,
   ):
     """Begins, or goes on after `turns`.
 
@@ -62,12 +65,14 @@ class Conversation:
         seed has the same answers.
       options: how words are decoded, but for the seed.
       turns: what has been said.
+      describe: says what a photo shows, for a model that sees none.
     """
     self.turns = list(turns)
     self.folder = epath.Path(folder)
     self._generator = generator
     self._seed = seed
     self._options = options
+    self._describe = describe
 
   def add_user(self, text: str) -> schema.Turn:
     """The user says something; a message of blanks is a ChatError."""
@@ -84,6 +89,8 @@ class Conversation:
     name = f"user/{len(self.turns):04d}"
     photo = schema.Photo(name, "", None, epath.Path(path))
     self._generator.see(photo)
+    if self._describe:
+      photo = dataclasses.replace(photo, seen=self._describe(photo))
     return self._add(USER, "", photo)
 
   def reply(self) -> tuple[schema.Turn, ...]:
@@ -229,38 +236,6 @@ def _read_turn(record: dict, path: epath.Path) -> schema.Turn:
   return schema.Turn(record["user_id"], record["message"], photo)
 
 
-def open_generator(
-  run: config_lib.RunConfig,
-  workdir: epath.PathLike,
-  batch_size: int | None = None,
-) -> tuple[generate.Generator, int]:
-  """The model of a run's newest checkpoint, and its step.
-
-  Args:
-    run: the run's settings.
-    workdir: its folder.
-    batch_size: rows at a time; `run.eval.batch_size` by default.
-
-  Raises:
-    CheckpointError: there is no checkpoint, or it is of another config.
-  """
-  model = PhotoChat(run.model)
-  state = inputs.read_weights(run, workdir, model)
-  settings = run.eval
-  if batch_size is not None:
-    settings = dataclasses.replace(settings, batch_size=batch_size)
-  generator = generate.Generator(
-    model,
-    state.params,
-    *inputs.load_tokenizers(run),
-    inputs.data_spec(run, settings.batch_size, augment=False),
-    settings,
-    latent_scale=state.latent_scale,
-    ema=state.ema,
-  )
-  return generator, int(state.step)
-
-
 def talk(
   conversation: Conversation,
   read: Callable[[str], str] = input,
@@ -339,8 +314,39 @@ def chat(
   """
   with contextlib.suppress(ImportError):
     import readline  # noqa: F401  Arrow keys and history for `input`.
-  generator, step = open_generator(run, workdir, batch_size=1)
+  generator, step = generate.open_generator(run, workdir, batch_size=1)
+  describe = None
+  if run.model.perceiver == "caption":
+    describe = _open_captioner(run)
   write(f"The model of step {step} is listening.\n{HELP}")
-  folder = epath.Path(workdir) / "chat"
-  options = Options.of(run.eval, run.seed)
-  talk(Conversation(generator, folder, run.seed, options), read, write)
+  conversation = Conversation(
+    generator,
+    epath.Path(workdir) / "chat",
+    run.seed,
+    Options.of(run.eval, run.seed),
+    describe=describe,
+  )
+  talk(conversation, read, write)
+
+
+def _open_captioner(run: config_lib.RunConfig) -> Describe:
+  """Who reads photos to a model that sees none.
+
+  Raises:
+    ConfigError: the run names no captioner, or it cannot be opened.
+  """
+  if not run.pretrained.captioner:
+    raise config_lib.ConfigError(
+      "A model of perceiver='caption' reads what a captioner writes; name a "
+      "run that captions, --config.pretrained.captioner=RUN."
+    )
+  captioner, _ = captioners.open_own(
+    run.pretrained.captioner, Options(), batch_size=1
+  )
+
+  def describe(photo: schema.Photo) -> str:
+    image = captioner.prepare(images.decode(photo.path.read_bytes()))
+    (written,) = captioner.write([photo.id], [image])
+    return written.text
+
+  return describe

@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 # Those of data/sources.py.
 _SOURCES = ("photochat", "dialogcc", "photochat_plus", "mmdialog", "tfds")
 _CHOICES = {
-  "model.perceiver": ("qformer", "linear"),
+  "model.perceiver": ("qformer", "linear", "caption"),
   **{
     f"model.{part}.remat": tuple(remat.POLICIES)
     for part in ("vision", "qformer", "language", "text", "unet", "vae")
@@ -66,8 +66,8 @@ def validate(run: Any) -> None:
         f"config.{name} must be one of {', '.join(allowed)}, not {value!r}."
       )
   for name, other in _EQUAL.items():
-    if name.startswith("model.qformer.") and run.model.perceiver == "linear":
-      continue  # It has no Q-Former.
+    if name.startswith("model.qformer.") and "qformer" in run.model.absent:
+      continue
     value = operator.attrgetter(name)(run)
     wanted = operator.attrgetter(other)(run)
     if value != wanted:
@@ -90,6 +90,7 @@ def validate(run: Any) -> None:
   except ValueError as error:
     raise ConfigError(f"config.eval.{error}") from error
   folders = dataclasses.asdict(run.pretrained)
+  folders.pop("captioner")
   if folders.pop("run") and any(folders.values()):
     raise ConfigError(
       "config.pretrained.run is a whole model; give it alone, or llm, blip2 "
@@ -120,6 +121,11 @@ def validate(run: Any) -> None:
     if stage.data not in kinds:
       raise ConfigError(
         f"{where}.data must be one of {', '.join(kinds)}, not {stage.data!r}."
+      )
+    if stage.data == "descriptions" and run.model.perceiver == "caption":
+      raise ConfigError(
+        f"{where} describes photos, which a model of perceiver='caption' does "
+        "not see: leave it out of config.stage_order."
       )
     used = {k: v for k, v in dataclasses.asdict(stage.losses).items() if v}
     if not used:

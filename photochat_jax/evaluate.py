@@ -9,7 +9,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from photochat_jax import chat, inputs, judges, record, showcase
+from photochat_jax import generate, inputs, judges, record, showcase
 from photochat_jax.assess import assess
 from photochat_jax.config import ConfigError, RunConfig
 from photochat_jax.data import schema, synthetic
@@ -53,7 +53,7 @@ def evaluate(
     ConfigError: there is no such split.
   """
   started = time.time() if started is None else started
-  generator, step = chat.open_generator(run, workdir)
+  generator, step = generate.open_generator(run, workdir)
   try:
     dialogues, _ = inputs.read_split(run, workdir, run.eval.split)
   except ValueError as error:
@@ -67,6 +67,7 @@ def evaluate(
     "git_commit": record.commit(),
     "weights": record.weights_digest(run, workdir, step),
     "data": schema.digest(dialogues),
+    "captions_read": schema.captions_digest(dialogues),
   }
   transcript = Transcript(place, made_of)
   found = assess(

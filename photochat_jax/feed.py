@@ -86,6 +86,8 @@ class Feed:
     main = (*inputs.main_folder(run, workdir), 1.0)
     for number, (source, path, weight) in enumerate((main, *run.data.mix)):
       read = inputs.read_set(run, source, path, "train", self.quarantine)
+      if not number and run.data.max_train:
+        read = read[0][: run.data.max_train], read[1]
       name = source if number else run.data.source
       if name in {data.name for data in self.sets}:
         name = f"{name}_{number}"

@@ -7,14 +7,17 @@ Axis legend: B rows, L prompt tokens, N tokens to write, X photos, m
 text-encoder slots.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
-from photochat_jax import decoding, sharding, writing
+from photochat_jax import decoding, inputs, sharding, writing
+from photochat_jax.config import RunConfig
 from photochat_jax.data import dialogue, images, schema
 from photochat_jax.data.spec import DataSpec
 from photochat_jax.decoding_options import GREEDY, Options
@@ -229,6 +232,38 @@ class Generator:
       self.settings.guidance,
       self.settings.sampler,
     )
+
+
+def open_generator(
+  run: RunConfig,
+  workdir: epath.PathLike,
+  batch_size: int | None = None,
+) -> tuple[Generator, int]:
+  """The model of a run's newest checkpoint, and its step.
+
+  Args:
+    run: the run's settings.
+    workdir: its folder.
+    batch_size: rows at a time; `run.eval.batch_size` by default.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or it is of another config.
+  """
+  model = PhotoChat(run.model)
+  state = inputs.read_weights(run, workdir, model)
+  settings = run.eval
+  if batch_size is not None:
+    settings = dataclasses.replace(settings, batch_size=batch_size)
+  generator = Generator(
+    model,
+    state.params,
+    *inputs.load_tokenizers(run),
+    inputs.data_spec(run, settings.batch_size, augment=False),
+    settings,
+    latent_scale=state.latent_scale,
+    ema=state.ema,
+  )
+  return generator, int(state.step)
 
 
 def drawing_parts(

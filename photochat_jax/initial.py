@@ -141,8 +141,10 @@ def _of_run(
   state = inputs.read_weights(other, workdir, PhotoChat(other.model))
   found = partition.flatten({**state.params, **state.ema})
   faults = []
-  for path, leaf in found.items():
-    if path not in wanted:
+  for path, leaf in list(found.items()):
+    if path.partition("/")[0] in run.model.absent:
+      del found[path]  # Eyes that this model does without.
+    elif path not in wanted:
       faults.append(f"{path} is not in this model")
     elif leaf.shape != wanted[path].shape:
       shape = list(wanted[path].shape)

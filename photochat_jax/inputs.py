@@ -16,7 +16,13 @@ from etils import epath
 from photochat_jax import sharding
 from photochat_jax.checkpoints import manager, pretrained
 from photochat_jax.config import RunConfig
-from photochat_jax.data import schema, sources, synthetic, tokenizers
+from photochat_jax.data import (
+  records,
+  schema,
+  sources,
+  synthetic,
+  tokenizers,
+)
 from photochat_jax.data.quarantine import Quarantine
 from photochat_jax.data.spec import DataSpec
 from photochat_jax.models.photochat import Params, PhotoChat
@@ -47,7 +53,7 @@ def data_spec(run: RunConfig, batch_size: int, **changes) -> DataSpec:
   spec = DataSpec(
     batch_size=batch_size,
     length=run.data.length,
-    photos_in=run.data.photos_in,
+    photos_in=run.data.photos_in if run.model.num_visual_tokens else 0,
     photos_out=run.data.photos_out,
     num_visual_tokens=run.model.num_visual_tokens,
     vision_size=run.model.vision.image_size,
@@ -122,9 +128,31 @@ def read_set(
       than `data.max_broken` of its records are broken.
   """
   data = run.data
-  return sources.read_split(
+  dialogues, coverage = sources.read_split(
     source, path, split, data.caption_source, data.max_broken, quarantine
   )
+  if run.model.perceiver == "caption":
+    captions = records.Captions("written", path)
+    dialogues = [_as_read(dialogue, captions) for dialogue in dialogues]
+  return dialogues, coverage
+
+
+def _as_read(
+  dialogue: schema.Dialogue, captions: records.Captions
+) -> schema.Dialogue:
+  """The dialogue with what a captioner says of its photos."""
+  turns = tuple(
+    dataclasses.replace(
+      turn,
+      photo=dataclasses.replace(
+        turn.photo, seen=captions(turn.photo.id, None, "")
+      ),
+    )
+    if turn.photo
+    else turn
+    for turn in dialogue.turns
+  )
+  return dataclasses.replace(dialogue, turns=turns)
 
 
 def read_weights(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 # What a result says of its making; the rest are figures.
 MAKING = ("config", "seed", "split", "step", "git_commit", "weights", "data",
-          "devices", "versions")  # fmt: skip
+          "captions_read", "devices", "versions")  # fmt: skip
 _NOT_COMPARED = ("seconds", "reasons", *MAKING)
 
 

@@ -320,7 +320,7 @@ def test_chat_opens_one_row_of_the_newest_checkpoint(tmp_path, monkeypatch):
     asked.append((run, workdir, batch_size))
     return Scripted(("", "b"), ("c", None)), 7
 
-  monkeypatch.setattr(chat, "open_generator", open_generator)
+  monkeypatch.setattr(generate, "open_generator", open_generator)
   lines, shown = ["a", "/quit"], []
   run = config_lib.RunConfig()
   chat.chat(run, tmp_path, lambda _: lines.pop(0), shown.append)

@@ -147,7 +147,7 @@ def test_every_field_has_one_comment():
     ),
     (
       {"model": {"perceiver": "cnn"}},
-      "model.perceiver must be one of qformer, linear, not 'cnn'",
+      "model.perceiver must be one of qformer, linear, caption, not 'cnn'",
     ),
     (
       {"model": {"vae": {"tile_size": 40}}},
@@ -201,6 +201,29 @@ def test_without_a_qformer_its_numbers_do_not_matter():
   # 32 x 32 pixels in patches of 8 x 8.
   assert run.model.num_visual_tokens == 16
   assert config_lib.RunConfig().model.num_visual_tokens == 4
+
+
+def test_a_model_that_reads_captions_has_no_eyes_to_train():
+  eyes = "(vision_model|qformer|language_projection)/.*"
+  stages = {
+    "joint": {
+      "data": "dialogues",
+      "losses": {"text": 1.0},
+      "trainable": (eyes, ".*", "unet/.*", "(qformer|unet)/.*", "unets/.*"),
+    }
+  }
+
+  def trainable(perceiver):
+    model = {"perceiver": perceiver}
+    run = config_lib.build({"model": model, "stages": stages})
+    return run.stages[0].trainable
+
+  assert trainable("qformer") == stages["joint"]["trainable"]
+  assert trainable("caption") == stages["joint"]["trainable"][1:]
+  assert trainable("linear") == trainable("qformer")
+  stages["joint"]["data"] = "descriptions"
+  with pytest.raises(config_lib.ConfigError, match="does not see: leave it"):
+    trainable("caption")
 
 
 def test_check_path_knows_the_settings_of_any_stage():

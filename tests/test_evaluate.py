@@ -14,7 +14,6 @@ import toy_agent
 
 from photochat_jax import (
   assess,
-  chat,
   evaluate,
   generate,
   inputs,
@@ -383,7 +382,7 @@ def test_the_whole_job(run, workdir, dialogues, capsys):
   assert set(written) == NAMES | {
     "seconds", "chance", "reasons", "counts", "split", "step", "config",
     "seed", "versions", "git_commit", "sizes", "thresholds",
-    "weights", "data", "devices",
+    "weights", "data", "captions_read", "devices",
   }  # fmt: skip
   assert set(written["attribute_accuracy"]) == ATTRIBUTES
   assert set(written["chance"]) == NAMES
@@ -528,7 +527,7 @@ def test_the_model_may_say_both_sides(generator, dialogues):
 
 
 def test_averaged_weights_and_latent_scale_are_used(run, workdir):
-  generator, step = chat.open_generator(run, workdir, batch_size=3)
+  generator, step = generate.open_generator(run, workdir, batch_size=3)
   assert step == 7 and generator.settings.batch_size == 3
   params = toy_agent.random_params(PhotoChat(run.model))
   halved = {p: jax.tree.map(lambda x: x / 2, params[p]) for p in run.ema.parts}

@@ -56,7 +56,10 @@ LAYERS = (
     (*SHARED, "decoding", "decoding_options", "writing", "inputs"),
   ),
   ("transcript", ("runtime.", "generate")),
-  ("chat", (*SHARED, "generate", "inputs", "record", "decoding_options")),
+  (
+    "chat",
+    (*SHARED, "generate", "captioners", "record", "decoding_options"),
+  ),
   ("judges", ("models.", "data.", "checkpoints.")),
   ("scores", ("metrics.", "data.", "judges")),
   (
@@ -138,7 +141,6 @@ LAYERS = (
       "decoding_options",
       "writing",
       "generate",
-      "chat",
       "record",
     ),
   ),

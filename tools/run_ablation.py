@@ -3,9 +3,9 @@ r"""Trains the same model in several ways and says what it makes.
   python tools/run_ablation.py --config=configs/tiny.py --arms=core --seeds=5 \
     --out=runs/ablation
 
-Stages before the joint one are trained once for a seed; each arm is a joint
-stage from there, and its evaluation. What is done is kept: the same command
-goes on, with more seeds or arms too. Fields of the config are changed as for
+What arms have in common is trained once for a seed: for most of them all stages
+but the joint one. What is done is kept: the same command goes on, with more
+seeds or arms too. Fields of the config are changed as for
 training, --config.data.told_share=0.05. Writes, after every arm:
 
   OUT/table.md     means over the seeds with 95 % intervals, and the differences
@@ -20,7 +20,7 @@ import shlex
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -41,6 +41,7 @@ _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Only print the commands.")
 def main(argv: list[str]) -> None:
   """Plans, runs, and writes the table."""
   del argv
+  logging.set_verbosity(logging.WARNING)  # Libraries tell much.
   given = [a for a in sys.argv[1:] if a.startswith("--config")]
   files = [a for a in given if a.startswith("--config=")]
   try:
@@ -89,15 +90,13 @@ def _write(jobs, arms) -> str:
   found = table.tables(results, what)
   text = table.markdown(found)
   (out / "table.md").write_text(text)
-  if results:
+  done = [
+    job for job in jobs if (job.name, job.seed) in results and job.name in what
+  ]
+  if done:
     (out / "figures.png").write_bytes(plot.draw(results, what))
-    seed = min(seed for _, seed in results)
     dialogues, evaluated = compare.read(
-      {
-        job.arm: job.workdir
-        for job in jobs
-        if job.seed == seed and (job.arm, seed) in results
-      }
+      {job.name: job.workdir for job in done if job.seed == done[0].seed}
     )
     page = compare.page("Arms side by side", found, dialogues, evaluated)
     (out / "report.html").write_text(page)

@@ -1,7 +1,7 @@
-"""The arms: what each changes of a config's joint stage, and why.
+"""The arms: what each changes of a config, and from which stage on.
 
-All start from the same weights, those at the end of the stages before, and
-have the same budget of updates.
+Arms of a seed share the runs of the stages before, so they start from the same
+weights, and all have the same budget of updates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,32 @@ from typing import NamedTuple
 
 
 class Arm(NamedTuple):
-  """One way to train the joint stage.
+  """One way to train.
 
   Attributes:
     name: short.
     what: for the table.
     changes: fields of the config -> their value, as on the command line.
+    since: the first stage that it trains for itself.
+    captioned: whether it reads captions of the photos it is shown; they are
+      written by what was trained before `since`.
   """
 
   name: str
   what: str
   changes: Mapping[str, str]
+  since: str = "joint"
+  captioned: bool = False
 
 
 _SAMPLED = {"bridge.draw": "gumbel"}
 _PHOTO = "stages.joint.losses.photo"
+_TRAINABLE = "stages.joint.trainable"
+_EYES = "(vision_model|qformer|language_projection)/.*"
+_APART = {"bridge.matrix": "none"}
+# Parts trained apart: what is shown is captioned for the language model, and
+# the generator draws from the caption it writes.
+_PIPELINE = {**_APART, "model.perceiver": "caption"}
 
 ARMS = {
   arm.name: arm
@@ -36,12 +47,48 @@ ARMS = {
     ),
     Arm("all_pairs", "released matrix", {"bridge.matrix": "all_pairs"}),
     Arm("static", "static matrix", {"bridge.matrix": "static"}),
-    Arm(
-      "none",
-      "both parts trained, no gradient between",
-      {"bridge.matrix": "none"},
-    ),
+    Arm("none", "both parts trained, no gradient between", _APART),
     Arm("no_photo_loss", "text alone", {_PHOTO: "0.0"}),
+    Arm(
+      "pipeline",
+      "captioner, text model, generator as it was",
+      {**_PIPELINE, _PHOTO: "0.0"},
+      since="dialogue",
+      captioned=True,
+    ),
+    Arm(
+      "pipeline_trained",
+      "captioner, text model, generator trained on",
+      _PIPELINE,
+      since="dialogue",
+      captioned=True,
+    ),
+    Arm(
+      "divter",
+      "the pipeline with a tenth of the dialogues, as Divter's",
+      {**_PIPELINE, _PHOTO: "0.0", "data.max_train": "300"},
+      since="dialogue",
+      captioned=True,
+    ),
+    Arm(
+      "linear",
+      "aligned, no Q-Former",
+      {"model.perceiver": "linear"},
+      since="autoencoder",
+    ),
+    Arm(
+      "frozen",
+      "aligned, language model frozen",
+      {_TRAINABLE: f"('unet/.*', '{_EYES}')"},
+    ),
+    Arm(
+      "lora",
+      "aligned, language model by LoRA",
+      {
+        "model.lora.rank": "8",
+        _TRAINABLE: f"('(language_model/.*/lora_(a|b)|unet/.*)', '{_EYES}')",
+      },
+    ),
     Arm("aligned_gumbel", "aligned, sampled captions", dict(_SAMPLED)),
     Arm("aligned_argmax", "aligned, likeliest", {"bridge.draw": "argmax"}),
     Arm("reinmax", "aligned, ReinMax", {"bridge.estimator": "reinmax"}),
@@ -70,7 +117,7 @@ ARMS = {
   )
 }
 
-CORE = ("aligned", "rloo", "all_pairs", "static", "none", "no_photo_loss")
+CORE = ("aligned", "rloo", "all_pairs", "static", "none", "pipeline_trained")
 
 
 def choose(names: Sequence[str]) -> list[Arm]:

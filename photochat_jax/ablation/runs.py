@@ -1,8 +1,10 @@
-"""The runs of an ablation: a base for each seed, and every arm from it.
+"""The runs of an ablation: what arms share, and every arm from it.
 
-  OUT/seed<N>/base            the stages before the joint one, trained once
-  OUT/seed<N>/<arm>           the joint stage from the base's weights, measured
-  OUT/seed<N>/<arm>/log.txt   what the run said
+  OUT/seed<N>/before_<STAGE>  the stages before one, trained once for all arms
+                              that begin with it
+  OUT/seed<N>/captions        what a captioner of them says of the photos
+  OUT/seed<N>/<arm>           the other stages from there, measured
+  OUT/seed<N>/<name>/log.txt  what a run said
 
 A run is a program of its own (`photochat_jax.main`), so it can be killed and
 goes on; what is done is not done again.
@@ -20,7 +22,9 @@ from etils import epath
 from photochat_jax.ablation.arms import Arm
 from photochat_jax.config import ConfigError, RunConfig
 
-BASE = "base"
+BASE = "before_joint"
+CAPTIONS = "captions"
+_CAPTIONER = epath.Path(__file__).parents[2] / "tools" / "caption_photos.py"
 Execute = Callable[[Sequence[str], epath.Path], int]
 
 
@@ -29,19 +33,21 @@ class Job(NamedTuple):
 
   Attributes:
     seed: of everything.
-    arm: its name, `BASE` for what all share.
+    name: an arm, `before_<STAGE>` for what several share, or `CAPTIONS`.
     workdir: its folder.
     command: the program.
   """
 
   seed: int
-  arm: str
+  name: str
   workdir: epath.Path
   command: tuple[str, ...]
 
   @property
   def result(self) -> epath.Path:
     """The file that is there when it is done."""
+    if self.name == CAPTIONS:
+      return self.workdir / "done"
     return self.workdir / "eval" / "metrics.json"
 
 
@@ -57,7 +63,7 @@ def plan(
   out: epath.PathLike,
   extra: Sequence[str] = (),
 ) -> list[Job]:
-  """The runs in their order: a seed's base, then its arms.
+  """The runs in their order: what a seed's arms share, then its arms.
 
   Args:
     config: the file, with its argument.
@@ -68,40 +74,74 @@ def plan(
     extra: more of the command line, for all runs: --config.FIELD=VALUE.
 
   Raises:
-    ConfigError: the config has no joint stage behind others.
+    ConfigError: the config has no stage with which an arm begins.
   """
   names = [stage.name for stage in run.stages]
-  if names[-1] != "joint" or len(names) < 2:
-    raise ConfigError(
-      f"An ablation needs stages that all arms share and a last one called "
-      f"joint; {config} has {', '.join(names)}."
-    )
+  for arm in arms:
+    if arm.since not in names:
+      raise ConfigError(
+        f"The arm {arm.name} needs a stage called {arm.since}; {config} has "
+        f"{', '.join(names)}."
+      )
+  cuts = sorted({names.index(arm.since) for arm in arms} - {0})
   jobs = []
   for seed in seeds:
     folder = epath.Path(out) / f"seed{seed}"
-    given = [f"--config={config}", f"--config.seed={seed}", *extra]
+    given = (f"--config={config}", f"--config.seed={seed}", *extra)
 
-    def job(name, changes, folder=folder, given=given, seed=seed):
+    def job(name, start, end, changes, folder=folder, given=given, seed=seed):
+      """A run of the stages from `start` to `end`."""
       workdir = folder / name
+      changes = {"stage_order": _tuple(names[start:end]), **changes}
+      if start:
+        changes["pretrained.run"] = str(folder / f"before_{names[start]}")
+      fields = (f"--config.{field}={v}" for field, v in changes.items())
       return Job(
         seed,
         name,
         workdir,
         (
           *(sys.executable, "-m", "photochat_jax.main"),
-          *(f"--workdir={workdir}", *given),
-          *(f"--config.{field}={value}" for field, value in changes.items()),
+          *(f"--workdir={workdir}", *given, *fields),
         ),
       )
 
-    base = job(BASE, {"stage_order": _tuple(names[:-1])})
-    jobs.append(base)
-    begin = {
-      "stage_order": _tuple(names[-1:]),
-      "pretrained.run": str(base.workdir),
-    }
-    jobs += [job(arm.name, {**begin, **arm.changes}) for arm in arms]
+    jobs += [
+      job(f"before_{names[end]}", start, end, {})
+      for start, end in zip([0, *cuts], cuts, strict=False)
+    ]
+    data = run.data.path
+    captioners = {arm.since for arm in arms if arm.captioned}
+    if captioners:
+      (since,) = captioners
+      writer = folder / f"before_{since}"
+      data = data or str(writer / "data")
+      jobs.append(_caption(seed, folder / CAPTIONS, writer, data, run))
+    for arm in arms:
+      changes = dict(arm.changes)
+      if arm.captioned:
+        changes |= {
+          "data.path": data,
+          "pretrained.captioner": str(folder / f"before_{arm.since}"),
+        }
+      start = names.index(arm.since)
+      jobs.append(job(arm.name, start, len(names), changes))
   return jobs
+
+
+def _caption(seed, workdir, writer, data, run) -> Job:
+  """The run that captions the photos of a data set."""
+  source = run.data.source
+  return Job(
+    seed,
+    CAPTIONS,
+    workdir,
+    (
+      *(sys.executable, str(_CAPTIONER), f"--path={data}"),
+      f"--dataset={'photochat' if source == 'synthetic' else source}",
+      f"--workdir={writer}",
+    ),
+  )
 
 
 def run_all(
@@ -126,6 +166,8 @@ def run_all(
       job.workdir.mkdir(parents=True, exist_ok=True)
       log = job.workdir / "log.txt"
       status = (execute or _execute)(job.command, log)
+      if job.name == CAPTIONS and not status:
+        job.result.touch()
       if status or not job.result.exists():
         raise RunFailed(
           f"{shlex.join(job.command)} ended with {status}; {log} says why. The "
@@ -136,11 +178,11 @@ def run_all(
 def read(
   jobs: Sequence[Job],
 ) -> dict[tuple[str, int], dict[str, Any]]:
-  """What there is of results: (arm, seed) -> what its `metrics.json` holds."""
+  """What there is of results: (name, seed) -> what `metrics.json` holds."""
   return {
-    (job.arm, job.seed): json.loads(job.result.read_text())
+    (job.name, job.seed): json.loads(job.result.read_text())
     for job in jobs
-    if job.result.exists()
+    if job.name != CAPTIONS and job.result.exists()
   }
 
 

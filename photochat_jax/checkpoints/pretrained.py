@@ -136,7 +136,7 @@ def read_params(
       llama.table(config.language, rows, fresh),
       files.MODEL,
     )
-  if folder := folders.path("blip2"):
+  if "vision_model" in abstract and (folder := folders.path("blip2")):
     params |= _read_eyes(config, abstract, folder, dtype, place, ignored)
   if folder := folders.path("diffusion"):
     part(

@@ -21,6 +21,10 @@ template bear loss 1 too, all but the first token. The next round follows with
 its own `<s>`; positions run on. If the model speaks first, an empty turn of
 the other side stands before it.
 
+Where the model has no visual tokens (K = 0) it reads a partner's photo as text,
+`(photo: ...)` with what a captioner says of it (`Photo.seen`), and its own as
+the caption it wrote.
+
 What stands around turns is the template's, see `data/spec.py`. Everything is
 built from ids and each turn is encoded by itself, its texts as if joined with
 a space, so a prompt is a prefix of the example it was cut from. What a user
@@ -82,7 +86,8 @@ class Context:
     photos: those that have visual slots.
     ordinals: which of the dialogue's photos each of them is.
     cut_turns: merged turns dropped, wholly or in part, to fit.
-    missing_photos: photos of the other side that have no file, so no slots.
+    missing_photos: photos of the other side that have no file, so no slots,
+      or that were not captioned, so no words.
   """
 
   tokens: np.ndarray
@@ -174,9 +179,11 @@ def encode_example(
   )
   example = _newest(sided, spec, spec.length, lay_out)
   if example.missing_photos:
+    lacks = "a file; fetch the photo"
+    if not spec.num_visual_tokens:
+      lacks = "a caption to read; run tools/caption_photos.py"
     raise LeftOut(
-      "missing_photo",
-      f"Speaker {side} is shown a photo without a file; fetch the photo.",
+      "missing_photo", f"Speaker {side} is shown a photo without {lacks}."
     )
   return example
 
@@ -274,6 +281,10 @@ def _sided(turns, side, tokenizer, spec, template) -> list[_Turn]:
   for own, group in itertools.groupby(spoken, lambda s: s.speaker == side):
     pieces = []
     for part in itertools.chain.from_iterable(s.parts for s in group):
+      ordinal = next(ordinals) if isinstance(part, schema.Photo) else -1
+      if not (own or isinstance(part, str) or spec.num_visual_tokens):
+        # A photo that is read; one that nobody captioned stays a photo.
+        part = f"(photo: {part.seen})" if part.seen else part
       if isinstance(part, str):
         part = template.disarm(part)
         if pieces:
@@ -289,7 +300,7 @@ def _sided(turns, side, tokenizer, spec, template) -> list[_Turn]:
         ids = ids[: spec.caption_tokens]
         tokens = [tokenizer.img_id, *ids, tokenizer.end_img_id]
       slots = 0 if part.path is None else spec.num_visual_tokens
-      pieces.append(_Piece(tokens, slots, "", part, next(ordinals), cut))
+      pieces.append(_Piece(tokens, slots, "", part, ordinal, cut))
     sided.append(_Turn(own, pieces))
   return sided
 
@@ -377,7 +388,7 @@ def _lay_out(
         put([tokenizer.pad_id] * piece.slots, NONE, slots)
         photos.append(piece.photo)
         ordinals.append(piece.ordinal)
-      elif piece.photo and not own and piece.photo.path is None:
+      elif piece.photo and not own:
         missing += 1
     if not own:
       put(template.middle)

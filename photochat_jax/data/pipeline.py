@@ -298,7 +298,8 @@ class Pipeline:
 
   def _fill(self, rows: Sequence[np.ndarray]) -> np.ndarray:
     used = self._sizes[np.concatenate(rows)].sum(axis=0)
-    return used / (len(rows) * self._limits)
+    # Of a limit of 0 nothing is used.
+    return used / np.maximum(len(rows) * self._limits, 1)
 
   @functools.cached_property
   def _empty_caption(self) -> np.ndarray:

@@ -136,8 +136,8 @@ class Captions:
   def _read(self, file):
     if not file.exists():
       raise ValueError(
-        f"caption_source is 'written' but there is no {file}: write it with "
-        "tools/caption_photos.py, or choose another source."
+        f"There is no {file}, the written captions: write it with "
+        "tools/caption_photos.py, or choose another caption_source."
       )
 
     def read_row(row):

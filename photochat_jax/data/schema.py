@@ -31,6 +31,8 @@ class Photo:
     caption: what the model is to write for it; None where nothing is given.
     path: its file; None where it is missing.
     url: where it was published; '' where the data set does not say.
+    seen: what a captioner says of it, for a model that reads this in place of
+      the photo; None where nothing does.
   """
 
   id: str
@@ -38,6 +40,7 @@ class Photo:
   caption: str | None
   path: epath.Path | None = None
   url: str = ""
+  seen: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +148,17 @@ def digest(dialogues: Iterable[Dialogue]) -> str:
       if photo and photo.path:
         total.update(epath.Path(photo.path).read_bytes())
   return total.hexdigest()
+
+
+def captions_digest(dialogues: Iterable[Dialogue]) -> str | None:
+  """SHA-256 of what captioners said of the photos; None where nobody did."""
+  said = [
+    (turn.photo.id, turn.photo.seen)
+    for dialogue in dialogues
+    for turn in dialogue.turns
+    if turn.photo and turn.photo.seen is not None
+  ]
+  return hashlib.sha256(repr(said).encode()).hexdigest() if said else None
 
 
 def number(name: str) -> int:

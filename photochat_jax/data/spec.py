@@ -54,7 +54,8 @@ class DataSpec:
     length: tokens of a row, L.
     photos_in: photos a row may show the model, P.
     photos_out: photos a row may have the model share, Q.
-    num_visual_tokens: visual slots of a photo, K.
+    num_visual_tokens: visual slots of a photo, K; with 0 photos are read as
+      captions.
     vision_size: side in pixels of a photo the model sees.
     photo_size: side in pixels of a photo the generator learns to draw.
     caption_tokens: longest caption in language-model tokens, n.

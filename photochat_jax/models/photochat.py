@@ -35,6 +35,10 @@ from photochat_jax.models import lora as lora_lib
 
 Params = dict[str, Any]
 
+EYES = ("vision_model", "qformer", "language_projection")
+"""The parts that make visual tokens of a photo."""
+PARTS = (*EYES, "language_model", "text_model", "unet", "vae")
+
 
 @dataclasses.dataclass(frozen=True)
 class PhotoChatConfig:
@@ -44,6 +48,8 @@ class PhotoChatConfig:
 
   - 'qformer': BLIP-2's Q-Former and a linear layer (the paper's version 1).
     A photo is `qformer.num_query_tokens` visual tokens.
+  - 'caption': nothing. The language model reads what a captioner wrote of the
+    photo, as a pipeline does; there is no ViT and no visual token.
   - 'linear': a linear layer alone (version 2). A photo is one visual token
     for each patch of the ViT, without its class token. That is how LLaVA
     (arXiv:2304.08485) projects, and MiniGPT-v2 (arXiv:2310.09478) from this
@@ -63,8 +69,17 @@ class PhotoChatConfig:
   lora: lora_lib.LoRAConfig = lora_lib.LoRAConfig()
 
   @property
+  def absent(self) -> tuple[str, ...]:
+    """The parts that stand between photos and the language model elsewhere."""
+    return {"qformer": (), "linear": ("qformer",), "caption": EYES}[
+      self.perceiver
+    ]
+
+  @property
   def num_visual_tokens(self) -> int:
     """K: the language model's tokens for a photo it sees."""
+    if self.perceiver == "caption":
+      return 0
     if self.perceiver == "linear":
       return self.vision.num_tokens - 1
     return self.qformer.num_query_tokens
@@ -74,9 +89,9 @@ class PhotoChatConfig:
 class PhotoChat:
   """The composition; every method is pure and takes the parameters.
 
-  `params` is a plain nested dict with the parts `vision_model`, `qformer`
-  (not where `perceiver` is 'linear'), `language_projection`,
-  `language_model`, `text_model`, `unet` and `vae`.
+  `params` is a plain nested dict with the parts `vision_model`, `qformer`,
+  `language_projection`, less those that are `absent`, and `language_model`,
+  `text_model`, `unet` and `vae`.
   """
 
   config: PhotoChatConfig
@@ -94,8 +109,8 @@ class PhotoChat:
       "unet": unet.UNet(c.unet),
       "vae": vae.VAE(c.vae),
     }
-    if c.perceiver == "linear":
-      del parts["qformer"]
+    for part in c.absent:
+      del parts[part]
     return parts
 
   def _apply(self, params: Params, part: str, *args, method=None):
@@ -144,8 +159,10 @@ class PhotoChat:
 
   # ---------------------------------------------------------------- perceive
 
-  def perceive(self, params: Params, photos: jax.Array) -> jax.Array:
-    """Photos uint8[..., H, W, 3] -> visual tokens [..., K, D]."""
+  def perceive(self, params: Params, photos: jax.Array) -> jax.Array | None:
+    """Photos uint8[..., H, W, 3] -> visual tokens [..., K, D], if there are."""
+    if self.config.perceiver == "caption":
+      return None
     lead, shape = photos.shape[:-3], photos.shape[-3:]
     pixels = vit.normalise(photos.reshape(-1, *shape))
     features = self._apply(params, "vision_model", pixels)

@@ -132,8 +132,8 @@ def forward_costs(
     "vae_encoder": forward.vae_encoder(c.vae, side),
     "vae_decoder": forward.vae_decoder(c.vae, side),
   }
-  if c.perceiver == "linear":
-    del costs["qformer"]
+  for part in c.absent:
+    del costs[part]
   return {part: cost.adapt(c.lora) for part, cost in costs.items()}
 
 

@@ -1,5 +1,7 @@
 """Plans and tables of ablations; the runs are stand-ins."""
 
+import ast
+import dataclasses
 import io
 import json
 import math
@@ -26,14 +28,14 @@ def jobs_of(out, names=("aligned", "rloo"), seeds=(0, 3)):
 
 def test_each_seed_has_a_base_from_which_arms_begin(tmp_path):
   jobs = jobs_of(tmp_path)
-  assert [(j.arm, j.seed) for j in jobs] == [
-    ("base", 0), ("aligned", 0), ("rloo", 0),
-    ("base", 3), ("aligned", 3), ("rloo", 3),
+  assert [(j.name, j.seed) for j in jobs] == [
+    ("before_joint", 0), ("aligned", 0), ("rloo", 0),
+    ("before_joint", 3), ("aligned", 3), ("rloo", 3),
   ]  # fmt: skip
   base, rloo = jobs[3].command, jobs[5].command
-  for command in (base, rloo):
+  for name, command in (("before_joint", base), ("rloo", rloo)):
     assert command[3:6] == (
-      f"--workdir={tmp_path}/seed3/{'base' if command is base else 'rloo'}",
+      f"--workdir={tmp_path}/seed3/{name}",
       "--config=configs/tiny.py",
       "--config.seed=3",
     )
@@ -41,11 +43,52 @@ def test_each_seed_has_a_base_from_which_arms_begin(tmp_path):
   assert "--config.stage_order=('autoencoder', 'generator',)" in base
   assert set(rloo[7:]) == {
     "--config.stage_order=('joint',)",
-    f"--config.pretrained.run={tmp_path}/seed3/base",
+    f"--config.pretrained.run={tmp_path}/seed3/before_joint",
     "--config.bridge.draw=gumbel",
     "--config.bridge.estimator=rloo",
     "--config.bridge.matrix=none",
   }
+
+
+def test_arms_that_begin_earlier_share_less(tmp_path):
+  stages = [
+    dataclasses.replace(small_run.run_config().stages[0], name=name)
+    for name in ("autoencoder", "generator", "perceiver", "dialogue", "joint")
+  ]
+  run = dataclasses.replace(small_run.run_config(), stages=tuple(stages))
+  jobs = runs.plan(
+    "c.py", run, arms.choose(["none", "pipeline", "linear"]), [1], tmp_path
+  )
+  assert [j.name for j in jobs] == [
+    "before_dialogue", "before_joint", "captions",
+    "none", "pipeline", "linear",
+  ]  # fmt: skip
+  folder = tmp_path / "seed1"
+  orders, begins = {}, {}
+  for job in jobs:
+    for word in job.command:
+      name, _, value = word.partition("=")
+      if name == "--config.stage_order":
+        orders[job.name] = ast.literal_eval(value)
+      if name == "--config.pretrained.run":
+        begins[job.name] = value
+  whole = tuple(stage.name for stage in stages)
+  assert orders == {
+    "before_dialogue": whole[:3], "before_joint": whole[3:4],
+    "none": whole[4:], "pipeline": whole[3:], "linear": whole,
+  }  # fmt: skip
+  assert begins == {
+    "before_joint": f"{folder}/before_dialogue",
+    "none": f"{folder}/before_joint",
+    "pipeline": f"{folder}/before_dialogue",
+  }
+  # Its captions are of the photos that the pipeline is shown.
+  data = f"{folder}/before_dialogue/data"
+  assert set(jobs[2].command[2:]) == {
+    f"--path={data}", "--dataset=photochat",
+    f"--workdir={folder}/before_dialogue",
+  }  # fmt: skip
+  assert f"--config.data.path={data}" in jobs[4].command
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
@@ -62,7 +105,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
 
   with pytest.raises(runs.RunFailed, match="rloo.*ended with 1; .*log.txt"):
     runs.run_all(jobs, execute=execute)
-  assert set(runs.read(jobs)) == {("base", 0), ("aligned", 0)}
+  assert set(runs.read(jobs)) == {("before_joint", 0), ("aligned", 0)}
   told = []
   runs.run_all(jobs, lambda job, _, done: told.append(done), execute)
   assert told == [True, True, False, False, False, False]
@@ -73,8 +116,9 @@ def test_what_is_done_is_not_done_again(tmp_path):
 def test_an_ablation_needs_shared_stages(tmp_path):
   run = small_run.run_config()
   alone = type(run)(**vars(run) | {"stages": run.stages[-1:]})
-  with pytest.raises(ConfigError, match="a last one called joint"):
-    runs.plan("x.py", alone, [], [0], tmp_path)
+  alone = dataclasses.replace(alone, stages=run.stages[:1])
+  with pytest.raises(ConfigError, match="aligned needs a stage called joint"):
+    runs.plan("x.py", alone, arms.choose(["aligned"]), [0], tmp_path)
   with pytest.raises(ValueError, match="no arm 'alinged'; choose core"):
     arms.choose(["alinged"])
   assert [a.name for a in arms.choose(["none", "core"])][:2] == [

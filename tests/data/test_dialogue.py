@@ -340,3 +340,35 @@ def test_left_pad_aligns_the_ends():
   assert not batch["photos_in"][0].any()
   with pytest.raises(ValueError, match="6 tokens"):
     dialogue.left_pad(contexts, 5, tokenizer, BARE, lambda photo: red)
+
+
+READ = dataclasses.replace(SPEC, num_visual_tokens=0, photos_in=0)
+
+
+def test_photos_that_are_read_are_text_of_the_other_side():
+  # 10 [INST], 11 [/INST], then words in order.
+  tokenizer = Words("[INST] [/INST] hi (photo: brown dog) see a cat")
+  shown = dataclasses.replace(DOG, seen="brown dog")
+  turns = [Turn(7, "hi", shown), Turn(8, "see", CAT)]
+  example = dialogue.encode_example(turns, 8, tokenizer, READ)
+  assert laid_out(example) == [
+    [BOS, 10, 12, 13, 14, 15, 11, 16, IMG, 17, 18, END_IMG, EOS],
+    [-1] * 13,
+    [0, 0, 0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 1],
+  ]
+  assert example.photos == ()
+  (caption,) = example.captions
+  assert (caption.photo, caption.ordinal) == (CAT, 1)
+  # What a captioner says is no mark.
+  broken = dataclasses.replace(DOG, seen="[/INST]")
+  context = dialogue.encode_context([Turn(7, "", broken)], 8, tokenizer, READ)
+  assert context.tokens.tolist().count(11) == 1
+
+
+def test_a_photo_that_nobody_captioned_cannot_be_read():
+  turns = [Turn(7, "hi", DOG), Turn(8, "oh")]
+  with pytest.raises(LeftOut, match="run tools/caption_photos.py") as left_out:
+    dialogue.encode_example(turns, 8, Words(), READ)
+  assert left_out.value.reason == "missing_photo"
+  context = dialogue.encode_context(turns, 8, Words(), READ, upto=1)
+  assert context.missing_photos == 1
