@@ -13,6 +13,10 @@ training, --config.data.told_share=0.05. Writes, after every arm:
   OUT/figures.png  the same as a picture, a dot for each seed
   OUT/report.html  the first seed's arms side by side, dialogue by dialogue
 
+With --sweep=data.told_share=0,0.05,0.25,0.5 all of that is made for each value,
+in OUT/data.told_share=0.05 and so on; OUT/sweep.md and sweep.png lay the values
+side by side.
+
 --dry-run prints the commands.
 """
 
@@ -35,11 +39,14 @@ _ARMS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ...", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of all runs.")
+_SWEEP = flags.DEFINE_string(
+  "sweep", None, "FIELD=NUMBER,NUMBER,...: all of it for each value."
+)
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Only print the commands.")
 
 
 def main(argv: list[str]) -> None:
-  """Plans, runs, and writes the table."""
+  """Plans, runs, and writes the tables."""
   del argv
   logging.set_verbosity(logging.WARNING)  # Libraries tell much.
   given = [a for a in sys.argv[1:] if a.startswith("--config")]
@@ -47,46 +54,88 @@ def main(argv: list[str]) -> None:
   try:
     if len(files) != 1:
       raise ValueError("Give --config=FILE, one of configs/.")
-    arms = arms_lib.choose(_ARMS.value)
-    jobs = runs.plan(
-      files[0].partition("=")[2],
-      config_lib.build(_CONFIG.value),
-      arms,
-      range(_SEEDS.value),
-      _OUT.value,
-      [a for a in given if a not in files],
-    )
+    arms, folders = arms_lib.choose(_ARMS.value), _folders()
+    run = config_lib.build(_CONFIG.value)
+    jobs = {
+      folder: runs.plan(
+        files[0].partition("=")[2],
+        run,
+        arms,
+        range(_SEEDS.value),
+        folder,
+        [*(a for a in given if a not in files), *extra],
+      )
+      for folder, extra in folders.items()
+    }
+    every = [job for some in jobs.values() for job in some]
     if _DRY_RUN.value:
-      print(*(shlex.join(job.command) for job in jobs), sep="\n")
+      print(*(shlex.join(job.command) for job in every), sep="\n")
       return
     started, made = time.monotonic(), []
 
     def tell(job, number, done):
       if done:
-        print(f"{number + 1}/{len(jobs)} {job.workdir} is done", flush=True)
+        print(f"{number + 1}/{len(every)} {job.workdir} is done", flush=True)
         return
       left = ""
       if made:
         each = (time.monotonic() - started) / len(made)
-        rest = sum(not j.result.exists() for j in jobs[number:])
+        rest = sum(not j.result.exists() for j in every[number:])
         left = f", about {each * rest / 60:.0f} minutes left"
       made.append(job)
-      print(f"{number + 1}/{len(jobs)} {job.workdir}{left}", flush=True)
+      print(f"{number + 1}/{len(every)} {job.workdir}{left}", flush=True)
       _write(jobs, arms)
 
-    runs.run_all(jobs, tell)
+    runs.run_all(every, tell)
     print(_write(jobs, arms))
   except ValueError as error:
     sys.stderr.write(f"run_ablation: {error}\n")
     sys.exit(2)
 
 
+def _folders() -> dict[epath.Path, list[str]]:
+  """Folder -> what the runs in it have on their command line."""
+  out = epath.Path(_OUT.value)
+  if not _SWEEP.value:
+    return {out: []}
+  field, _, values = _SWEEP.value.partition("=")
+  try:
+    config_lib.check_path(field)
+    numbers = [float(value) for value in values.split(",")]
+  except ValueError as error:
+    raise ValueError(
+      f"--sweep={_SWEEP.value} must be FIELD=NUMBER,NUMBER,...: {error}"
+    ) from error
+  return {
+    out / f"{field}={number:g}": [f"--config.{field}={number:g}"]
+    for number in sorted(numbers)
+  }
+
+
 def _write(jobs, arms) -> str:
-  """Writes what there is so far; returns the table."""
-  out, results = epath.Path(_OUT.value), runs.read(jobs)
-  out.mkdir(parents=True, exist_ok=True)
+  """Writes what there is so far; returns the tables."""
   what = {runs.BASE: "before the joint stage"}
   what |= {arm.name: arm.what for arm in arms}
+  texts = [_write_folder(folder, some, what) for folder, some in jobs.items()]
+  if not _SWEEP.value:
+    return texts[0]
+  field = _SWEEP.value.partition("=")[0]
+  found = {
+    folder.name.rpartition("=")[2]: runs.read(some)
+    for folder, some in jobs.items()
+  }
+  text = table.markdown(table.sweep(found, what, field))
+  (epath.Path(_OUT.value) / "sweep.md").write_text(text)
+  if any(name in what for results in found.values() for name, _ in results):
+    picture = plot.draw_sweep(found, what, field)
+    (epath.Path(_OUT.value) / "sweep.png").write_bytes(picture)
+  return text
+
+
+def _write_folder(out, jobs, what) -> str:
+  """Writes what there is so far of one value; returns the table."""
+  results = runs.read(jobs)
+  out.mkdir(parents=True, exist_ok=True)
   found = table.tables(results, what)
   text = table.markdown(found)
   (out / "table.md").write_text(text)

@@ -96,6 +96,37 @@ def tables(
   ]
 
 
+def sweep(
+  found: Mapping[str, Mapping[tuple[str, int], Mapping[str, Any]]],
+  arms: Mapping[str, str],
+  field: str,
+) -> list[Table]:
+  """A table for each figure, what a setting was set to in columns.
+
+  Args:
+    found: the setting's value -> (arm, seed) -> what its `metrics.json` holds.
+    arms: name -> what it is, in the tables' order.
+    field: the setting.
+  """
+  return [
+    Table(
+      ["arm", *found],
+      [
+        [
+          arm,
+          *(
+            str(estimate(list(values(results, arm, name).values())))
+            for results in found.values()
+          ),
+        ]
+        for arm in arms
+      ],
+      f"{head}, by {field}.",
+    )
+    for name, (head, _) in FIGURES.items()
+  ]
+
+
 def markdown(found: Sequence[Table]) -> str:
   """Tables as Markdown."""
   lines = []

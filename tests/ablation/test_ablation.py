@@ -203,3 +203,53 @@ def test_the_picture_has_a_panel_for_each_figure():
   two = draw()
   assert two.shape[0] == one.shape[0]
   assert two.shape[1] - one.shape[1] == 3 * 130
+
+
+def test_a_sweep_has_its_values_in_columns():
+  found = {
+    "0.05": results({"none": {0: 0.1, 1: 0.2}, "rloo": {0: 0.7}}),
+    "0.5": results({"rloo": {0: 0.9}}),
+  }
+  tables = table.sweep(found, {"none": "", "rloo": ""}, "data.told_share")
+  told = tables[0]
+  assert told.note == "told, by data.told_share."
+  assert told.heads == ["arm", "0.05", "0.5"]
+  assert told.rows == [
+    ["none", "0.150 ± 0.635", "–"],
+    ["rloo", "0.700", "0.900"],
+  ]
+  pixels = Image.open(
+    io.BytesIO(plot.draw_sweep(found, {"none": "", "rloo": ""}, "told_share"))
+  )
+  assert min(pixels.size) > 200
+
+
+def test_the_tool_plans_a_sweep(request, tmp_path):
+  root = request.path.parents[2]
+
+  def run(*flags):
+    return subprocess.run(
+      [
+        sys.executable, root / "tools" / "run_ablation.py",
+        "--config=configs/tiny.py", "--arms=none", "--seeds=1", "--dry-run",
+        f"--out={tmp_path}", *flags,
+      ],
+      cwd=root, capture_output=True, text=True, check=False,
+      env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+
+  made = run("--sweep=data.told_share=0.5,0.05")
+  assert made.returncode == 0, made.stderr
+  lines = [shlex.split(line) for line in made.stdout.splitlines()]
+  shares = [
+    share
+    for share in ("0.05", "0.5")
+    for line in lines
+    if f"--config.data.told_share={share}" in line
+    and f"--workdir={tmp_path}/data.told_share={share}/seed0/none" in line
+  ]
+  assert shares == ["0.05", "0.5"] and len(lines) == 4
+  for wrong in ("data.told_shar=1", "data.told_share=many", "seed"):
+    made = run(f"--sweep={wrong}")
+    assert made.returncode == 2
+    assert len(made.stderr.splitlines()) == 1 and "--sweep=" in made.stderr
