@@ -113,8 +113,6 @@ def table(
     qformer: of the Q-Former; parameters without one ignore the file's.
     projection: whether the file's `language_projection` is ours.
   """
-  layers = range(vision.num_hidden_layers)
-  start = r"vision_model.encoder.layers.{layer}.\1"
   rows = [
     tables.Row(
       r"vision_model/(class_embedding|position_embedding)",
@@ -135,27 +133,7 @@ def table(
     tables.Row(
       r"vision_model/post_layernorm/bias", "vision_model.post_layernorm.bias"
     ),
-    tables.Row(
-      r"vision_model/layers/(layer_norm\d)/scale",
-      f"{start}.weight",
-      layers=layers,
-    ),
-    tables.Row(
-      r"vision_model/layers/(layer_norm\d)/bias",
-      f"{start}.bias",
-      layers=layers,
-    ),
-    tables.Row(
-      r"vision_model/layers/(self_attn|mlp)/(\w+)/kernel",
-      rf"{start}.\2.weight",
-      tables.DENSE,
-      layers,
-    ),
-    tables.Row(
-      r"vision_model/layers/(self_attn|mlp)/(\w+)/bias",
-      rf"{start}.\2.bias",
-      layers=layers,
-    ),
+    *tables.vision_layers(range(vision.num_hidden_layers)),
     tables.Row("qformer/query_tokens", "query_tokens"),
     tables.Row("qformer/layernorm/scale", "qformer.layernorm.weight"),
     tables.Row("qformer/layernorm/bias", "qformer.layernorm.bias"),

@@ -54,8 +54,6 @@ def read_config(settings: Mapping[str, Any], **tokens: Any) -> CLIPConfig:
 
 def table(config: CLIPConfig) -> tables.Table:
   """The table of `models.clip.CLIP`."""
-  layers = range(config.vision.num_hidden_layers)
-  start = r"vision_model.encoder.layers.{layer}.\1"
   first = "vision_model.embeddings"
   text = clip_text.table(config.text)
   return tables.Table(
@@ -87,27 +85,7 @@ def table(config: CLIPConfig) -> tables.Table:
         r"vision_model/(pre_layrnorm|post_layernorm)/bias",
         r"vision_model.\1.bias",
       ),
-      tables.Row(
-        r"vision_model/layers/(layer_norm\d)/scale",
-        f"{start}.weight",
-        layers=layers,
-      ),
-      tables.Row(
-        r"vision_model/layers/(layer_norm\d)/bias",
-        f"{start}.bias",
-        layers=layers,
-      ),
-      tables.Row(
-        r"vision_model/layers/(self_attn|mlp)/(\w+)/kernel",
-        rf"{start}.\2.weight",
-        tables.DENSE,
-        layers,
-      ),
-      tables.Row(
-        r"vision_model/layers/(self_attn|mlp)/(\w+)/bias",
-        rf"{start}.\2.bias",
-        layers=layers,
-      ),
+      *tables.vision_layers(range(config.vision.num_hidden_layers)),
     ),
     ignored=(
       r"(vision|text)_model\.embeddings\.position_ids",  # 0, 1, 2, ...

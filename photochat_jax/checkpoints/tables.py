@@ -120,6 +120,23 @@ def module_rows(kernels: Iterable[tuple[str, Transform]]) -> tuple[Row, ...]:
   )
 
 
+def vision_layers(layers: Sequence[int]) -> tuple[Row, ...]:
+  """The rows of the layers of transformers' vision towers, CLIP's and BLIP-2's.
+
+  Args:
+    layers: their numbers.
+  """
+  norm = r"vision_model/layers/(layer_norm\d)"
+  dense = r"vision_model/layers/(self_attn|mlp)/(\w+)"
+  theirs = r"vision_model.encoder.layers.{layer}.\1"
+  return (
+    Row(f"{norm}/scale", f"{theirs}.weight", layers=layers),
+    Row(f"{norm}/bias", f"{theirs}.bias", layers=layers),
+    Row(f"{dense}/kernel", rf"{theirs}.\2.weight", DENSE, layers),
+    Row(f"{dense}/bias", rf"{theirs}.\2.bias", layers=layers),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
   """The rows of one part of the model.
