@@ -64,6 +64,8 @@ class Transcript:
     lines = self._read()
     _wait_for_all()  # Before the first writes over what the others read.
     if self._writes:
+      if not self.replies:
+        self._forget()
       self._folder.mkdir(parents=True, exist_ok=True)
       self._part.write_text("".join(f"{line}\n" for line in lines))
 
@@ -105,6 +107,12 @@ class Transcript:
     with self._part.open("a") as file:
       for row in rows:
         file.write(json.dumps(row) + "\n")
+
+  def _forget(self) -> None:
+    """Takes away what an evaluation before has left."""
+    (self._folder / FILE).unlink(missing_ok=True)
+    if (self._folder / "photos").exists():
+      (self._folder / "photos").rmtree()
 
   def _read(self) -> list[str]:
     """Takes what an interrupted evaluation has left; its lines."""

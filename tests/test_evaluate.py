@@ -466,6 +466,10 @@ def test_stopped_anywhere_it_goes_on(run, workdir, monkeypatch):
     dataclasses.replace(run, eval=other), workdir, folder="stopped"
   )
   assert calls["respond"] == all_calls["respond"]
+  # Photos of before are gone, those of now are there.
+  kept = transcript.read(workdir / "stopped")
+  names = {p.name for p in (workdir / "stopped" / "photos").iterdir()}
+  assert names == {transcript.photo_name(p)[7:] for p in kept.photos}
   with pytest.raises(ValueError, match="evaluate the run first"):
     transcript.read(workdir / "nowhere")
 
