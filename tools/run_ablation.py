@@ -42,6 +42,9 @@ _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of all runs.")
 _SWEEP = flags.DEFINE_string(
   "sweep", None, "FIELD=NUMBER,NUMBER,...: all of it for each value."
 )
+_PARALLEL = flags.DEFINE_integer(
+  "parallel", 1, "Seeds worked on at a time.", lower_bound=1
+)
 _DRY_RUN = flags.DEFINE_bool("dry-run", False, "Only print the commands.")
 
 
@@ -86,7 +89,7 @@ def main(argv: list[str]) -> None:
       print(f"{number + 1}/{len(every)} {job.workdir}{left}", flush=True)
       _write(jobs, arms)
 
-    runs.run_all(every, tell)
+    runs.run_all(every, tell, parallel=_PARALLEL.value)
     print(_write(jobs, arms))
   except ValueError as error:
     sys.stderr.write(f"run_ablation: {error}\n")

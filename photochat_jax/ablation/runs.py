@@ -10,10 +10,12 @@ A run is a program of its own (`photochat_jax.main`), so it can be killed and
 goes on; what is done is not done again.
 """
 
+import concurrent.futures
 import json
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,6 +85,12 @@ def plan(
         f"The arm {arm.name} needs a stage called {arm.since}; {config} has "
         f"{', '.join(names)}."
       )
+  captioners = {arm.since for arm in arms if arm.captioned}
+  if captioners and run.data.source != "synthetic" and len(seeds) > 1:
+    raise ConfigError(
+      "Each seed's captioner writes captions into the data set's folder, so "
+      "arms that read them need one seed at a time."
+    )
   cuts = sorted({names.index(arm.since) for arm in arms} - {0})
   jobs = []
   for seed in seeds:
@@ -111,7 +119,6 @@ def plan(
       for start, end in zip([0, *cuts], cuts, strict=False)
     ]
     data = run.data.path
-    captioners = {arm.since for arm in arms if arm.captioned}
     if captioners:
       (since,) = captioners
       writer = folder / f"before_{since}"
@@ -148,31 +155,55 @@ def run_all(
   jobs: Sequence[Job],
   tell: Callable[[Job, int, bool], None] = lambda *_: None,
   execute: Execute | None = None,
+  parallel: int = 1,
 ) -> None:
-  """Makes the runs that are not done yet.
+  """Makes the runs that are not done yet, those of a seed in their order.
 
   Args:
     jobs: from `plan`.
     tell: called with each job, its number, and whether it was done before.
     execute: (command, file for what it says) -> exit status.
+    parallel: seeds that are worked on at a time.
 
   Raises:
-    RunFailed: a run ended with an error; those before it are done.
+    RunFailed: a run ended with an error; what is done is kept, and what was
+      under way is ended first.
   """
+  lanes: dict[epath.Path, list[tuple[int, Job]]] = {}
   for number, job in enumerate(jobs):
-    done = job.result.exists()
-    tell(job, number, done)
-    if not done:
-      job.workdir.mkdir(parents=True, exist_ok=True)
-      log = job.workdir / "log.txt"
-      status = (execute or _execute)(job.command, log)
-      if job.name == CAPTIONS and not status:
-        job.result.touch()
-      if status or not job.result.exists():
-        raise RunFailed(
-          f"{shlex.join(job.command)} ended with {status}; {log} says why. The "
-          "same command of yours goes on from here."
-        )
+    lanes.setdefault(job.workdir.parent, []).append((number, job))
+  failed, one_at_a_time = threading.Event(), threading.Lock()
+
+  def work(lane):
+    for number, job in lane:
+      if failed.is_set():
+        return
+      done = job.result.exists()
+      with one_at_a_time:
+        tell(job, number, done)
+      try:
+        if not done:
+          _run(job, execute or _execute)
+      except BaseException:
+        failed.set()
+        raise
+
+  with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+    for future in [pool.submit(work, lane) for lane in lanes.values()]:
+      future.result()
+
+
+def _run(job: Job, execute: Execute) -> None:
+  job.workdir.mkdir(parents=True, exist_ok=True)
+  log = job.workdir / "log.txt"
+  status = execute(job.command, log)
+  if job.name == CAPTIONS and not status:
+    job.result.touch()
+  if status or not job.result.exists():
+    raise RunFailed(
+      f"{shlex.join(job.command)} ended with {status}; {log} says why. The "
+      "same command of yours goes on from here."
+    )
 
 
 def read(

@@ -28,8 +28,9 @@ def relevance(response: np.ndarray, reference: np.ndarray) -> float:
 
   A response is a sequence of texts and photos. The i-th of one is compared
   with the i-th of the other, whatever kind they are; what the longer one has
-  more counts against it. Written from the paper's description, not held against
-  its authors' code.
+  more counts against it. The products are those of the authors'
+  `compute_mmrel.py`, times CLIP's scale, 100; what becomes of them is written
+  from the paper's description, which that file leaves out.
 
   Args:
     response: [j, P], what the model gave.

@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -111,6 +112,47 @@ def test_what_is_done_is_not_done_again(tmp_path):
   assert told == [True, True, False, False, False, False]
   assert made == [j.command for j in (*jobs[:3], *jobs[2:])]
   assert runs.read(jobs)["rloo", 3] == {"perplexity": 7}
+
+
+def test_seeds_are_worked_on_together_and_a_fault_ends_both(tmp_path):
+  jobs = jobs_of(tmp_path, seeds=(0, 1, 2))
+  together, ended = threading.Barrier(2, timeout=60), []
+
+  def execute(command, log):
+    seed, name = log.parent.parent.name, log.parent.name
+    if name == "before_joint" and seed != "seed2":
+      together.wait()  # Neither goes on without the other.
+    if (seed, name) == ("seed0", "aligned"):
+      return 3
+    if (seed, name) == ("seed1", "aligned"):
+      while not (tmp_path / "seed0" / "aligned").exists():
+        pass
+    (log.parent / "eval").mkdir()
+    (log.parent / "eval" / "metrics.json").write_text("{}")
+    ended.append((seed, name))
+    return 0
+
+  with pytest.raises(runs.RunFailed, match="seed0/aligned.* ended with 3"):
+    runs.run_all(jobs, execute=execute, parallel=2)
+  # What was under way ended, and a seed's runs keep their order.
+  assert ("seed0", "rloo") not in ended
+  for seed in ("seed0", "seed1", "seed2"):
+    order = [name for of, name in ended if of == seed]
+    assert order == ["before_joint", "aligned", "rloo"][: len(order)]
+
+
+def test_captions_of_a_real_data_set_are_of_one_seed(tmp_path):
+  run = small_run.run_config()
+  real = dataclasses.replace(
+    run,
+    stages=(dataclasses.replace(run.stages[-1], name="dialogue"), *run.stages),
+    data=dataclasses.replace(run.data, source="photochat", path="data/photos"),
+  )
+  pipeline = arms.choose(["pipeline"])
+  with pytest.raises(ConfigError, match="need one seed at a time"):
+    runs.plan("c.py", real, pipeline, [0, 1], tmp_path)
+  captioner = runs.plan("c.py", real, pipeline, [3], tmp_path)[0]
+  assert "--path=data/photos" in captioner.command
 
 
 def test_an_ablation_needs_shared_stages(tmp_path):
