@@ -21,7 +21,7 @@ from photochat_jax import (
 )
 from photochat_jax import config as config_lib
 from photochat_jax.captioners import Written
-from photochat_jax.checkpoints import manager
+from photochat_jax.checkpoints import manager, pretrained
 from photochat_jax.models.photochat import EYES
 
 
@@ -177,6 +177,11 @@ def test_in_chat_a_captioner_reads_to_it(read, tmp_path, monkeypatch):
   nobody = dataclasses.replace(run, pretrained=config_lib.PretrainedConfig())
   with pytest.raises(config_lib.ConfigError, match="name a run that captions"):
     chat.chat(nobody, workdir)
+
+
+def test_a_blip2_is_left_alone(seeing, tmp_path):
+  folders = pretrained.Folders("", str(tmp_path), "")
+  assert pretrained.read_params(reading_run(seeing).model, folders) == {}
 
 
 def test_other_parts_must_still_fit(seeing, captions, tmp_path):

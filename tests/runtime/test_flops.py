@@ -190,6 +190,15 @@ def test_without_a_qformer_every_patch_is_projected():
   assert found["language_projection"] == 2 * 1408 * 4096 * 256
 
 
+def test_what_is_read_is_not_looked_at():
+  reads = dataclasses.replace(FULL, perceiver="caption")
+  found = flops.forward_flops(reads, LENGTH)
+  whole = flops.forward_flops(FULL, LENGTH)
+  eyes = {"vision_model", "qformer", "language_projection"}
+  assert set(whole) - set(found) == eyes
+  assert found["language_model"] == whole["language_model"]
+
+
 @pytest.mark.parametrize("config", [FULL, ODD], ids=["full", "odd"])
 def test_every_kernel_is_counted_by_its_path(config):
   leaves = partition.flatten(parameters(config))
