@@ -98,8 +98,11 @@ def cases(
   Returns:
     The dialogues, and what each score that the data allow is.
   """
+  said = {
+    name: _by_dialogue(run.said, len(dialogues)) for name, run in runs.items()
+  }
   found = [
-    {name: _scores(run.said, number) for name, run in runs.items()}
+    {name: _scores(of[number]) for name, of in said.items()}
     for number in range(len(dialogues))
   ]
   told = {
@@ -107,21 +110,16 @@ def cases(
     for score, what in SCORES.items()
     if any(of[score] is not None for one in found for of in one.values())
   }
-  bare = [
-    comparison.Case(
-      report.Example(str(number), ()),
-      {score: {n: of[score] for n, of in one.items()} for score in told},
-    )
-    for number, one in enumerate(found)
+  found = [
+    {score: {n: of[score] for n, of in one.items()} for score in told}
+    for one in found
   ]
-  said = {name: run.said for name, run in runs.items()}
+  size = _photo_size(runs)
   chosen = []
-  for case in comparison.order(bare, next(iter(told)))[:limit]:
-    number = int(case.example.title)
-    example = showcase.example(
-      dialogues[number], number, said, _photo_size(said)
-    )
-    chosen.append(comparison.Case(example, case.scores))
+  for number in comparison.order(found, next(iter(told)))[:limit]:
+    here = {name: of[number] for name, of in said.items()}
+    example = showcase.example(dialogues[number], number, here, size)
+    chosen.append(comparison.Case(example, found[number]))
   return chosen, told
 
 
@@ -176,16 +174,25 @@ def _flat(metrics):
       yield name, value
 
 
-def _photo_size(said) -> int:
-  drawn = (t.drawn for s in said.values() for t in s.turns)
+def _by_dialogue(said: assess.Said, count: int) -> list[assess.Said]:
+  """What a run said in each of `count` dialogues."""
+  found = [assess.Said([], []) for _ in range(count)]
+  for turn in said.turns:
+    found[turn.number].turns.append(turn)
+  for answer in said.answers:
+    found[answer.number].answers.append(answer)
+  return found
+
+
+def _photo_size(runs) -> int:
+  drawn = (t.drawn for run in runs.values() for t in run.said.turns)
   sizes = [len(pixels) for pixels in drawn if pixels is not None]
   return min([PHOTO_SIZE, *sizes])
 
 
-def _scores(said: assess.Said, number: int) -> dict[str, float | None]:
+def _scores(said: assess.Said) -> dict[str, float | None]:
   """The `SCORES` of one run in one dialogue."""
-  turns = [turn for turn in said.turns if turn.number == number]
-  answers = [answer for answer in said.answers if answer.number == number]
+  turns, answers = said
   kinds = synthetic.KIND
   details = {"photo": ("captioned", "told"), "told": ("told",)}
   found = {

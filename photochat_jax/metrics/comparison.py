@@ -20,17 +20,16 @@ from photochat_jax.metrics import report
 MEAN, SPREAD = "=mean", "=spread"
 
 
-class Case(NamedTuple):
-  """A dialogue with several models' replies.
+Scores = Mapping[str, Mapping[str, float | None]]
+"""Of a dialogue: name -> model -> 0 (wrong) ... 1 (right), None where it does
+not apply."""
 
-  Attributes:
-    example: what is shown of it.
-    scores: name of a score -> model -> 0 (wrong) ... 1 (right), None where it
-      does not apply.
-  """
+
+class Case(NamedTuple):
+  """A dialogue with several models' replies, and their scores."""
 
   example: report.Example
-  scores: Mapping[str, Mapping[str, float | None]]
+  scores: Scores
 
 
 class Table(NamedTuple):
@@ -41,15 +40,15 @@ class Table(NamedTuple):
   note: str = ""
 
 
-def value(case: Case, score: str, by: str) -> float | None:
+def value(scores: Scores, score: str, by: str) -> float | None:
   """What a dialogue is sorted by, None where that does not apply.
 
   Args:
-    case: the dialogue.
-    score: one of its scores.
+    scores: of the dialogue.
+    score: one of them.
     by: `MEAN` over models, `SPREAD`, the largest less the smallest, or a model.
   """
-  of = case.scores.get(score, {})
+  of = scores.get(score, {})
   known = [v for v in of.values() if v is not None]
   if by == MEAN:
     return sum(known) / len(known) if known else None
@@ -58,15 +57,18 @@ def value(case: Case, score: str, by: str) -> float | None:
   return of.get(by)
 
 
-def order(cases: Sequence[Case], score: str, by: str = MEAN) -> list[Case]:
-  """The worst first, or those models disagree on most; unknown ones last."""
+def order(dialogues: Sequence[Scores], score: str, by: str = MEAN) -> list[int]:
+  """Indices of dialogues: the worst first, or the most disputed.
+
+  Those to which it does not apply are last.
+  """
   sign = -1 if by == SPREAD else 1
 
-  def place(case):
-    found = value(case, score, by)
+  def place(index):
+    found = value(dialogues[index], score, by)
     return (found is None, sign * (found or 0.0))
 
-  return sorted(cases, key=place)
+  return sorted(range(len(dialogues)), key=place)
 
 
 def render(

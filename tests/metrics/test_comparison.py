@@ -39,12 +39,16 @@ def cases():
   return [case(*item) for item in names.items()]
 
 
+def ordered(cases, *by):
+  return [cases[i] for i in comparison.order([c.scores for c in cases], *by)]
+
+
 @pytest.fixture
 def page(cases):
   return comparison.render(
     "Side by side",
     [comparison.Table(["arm", "told"], [["a <b>", "0.5 ± 0.1"]], "note")],
-    comparison.order(cases, "photo"),
+    ordered(cases, "photo"),
     7,
     {"photo": "share of <details>", "words": "overlap"},
     {"a": "seed 0"},
@@ -63,8 +67,8 @@ def page(cases):
   ],
 )
 def test_worst_first_or_disagreement_and_unknown_last(cases, by, names):
-  ordered = comparison.order(cases, "photo", by)
-  assert [c.example.title for c in ordered] == names
+  found = ordered(cases, "photo", by)
+  assert [c.example.title for c in found] == names
 
 
 def test_only_its_own_script_may_run_and_nothing_is_fetched(page):
@@ -124,8 +128,8 @@ def test_a_browser_sorts_as_python_does(
     f"{tmp_path / 'page.html'}{fragment}", tmp_path
   )
   assert console == [] and asked == set()
-  ordered = comparison.order(comparison.order(cases, "photo"), score, by)
-  assert Sections(dom).titles == [c.example.title for c in ordered]
+  wanted = ordered(ordered(cases, "photo"), score, by)
+  assert Sections(dom).titles == [c.example.title for c in wanted]
   assert "<title>Side by side</title>" in dom  # Hostile text did not run.
 
 
