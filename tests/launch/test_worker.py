@@ -56,7 +56,7 @@ def test_a_run_gets_flags_and_the_others(stand_ins, home, endpoints, address):
     "--config=a b",
     "--workdir=gs://B/r",
   ]
-  assert "--xla_enable_async_all_gather=true" in variable
+  assert "--xla_tpu_scoped_vmem_limit_kib=98304" in variable
   assert platforms == "tpu,cpu"
   assert coordinator == address
   assert (home / "photochat" / "exit").read_text() == "0\n"

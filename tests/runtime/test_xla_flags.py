@@ -176,11 +176,12 @@ def test_a_run_says_what_it_found_and_what_is_missing():
   lines = xla_flags.describe(
     "TPU v6 lite",
     {
-      "LIBTPU_INIT_ARGS": "--xla_enable_async_all_gather",
+      "LIBTPU_INIT_ARGS": "--xla_enable_async_all_gather "
+      "--xla_tpu_scoped_vmem_limit_kib=65536",
       "XLA_FLAGS": "--xla_dump_to=/tmp/x",
     },
   )
-  assert lines[0] == "LIBTPU_INIT_ARGS=--xla_enable_async_all_gather"
+  assert lines[0].startswith("LIBTPU_INIT_ARGS=--xla_enable_async_all_gather ")
   assert lines[1] == "XLA_FLAGS=--xla_dump_to=/tmp/x"
   assert lines[2].startswith(
     "Set for v6e: --xla_enable_async_all_gather=true: parameters"
@@ -189,12 +190,11 @@ def test_a_run_says_what_it_found_and_what_is_missing():
     "Not set for v6e: "
     "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true: "
   )
-  assert len(lines) == 4
-  off = {"LIBTPU_INIT_ARGS": "--xla_enable_async_all_gather=false"}
-  assert xla_flags.describe("TPU v6 lite", off)[1].startswith(
-    "Set to false for v6e, where --xla_enable_async_all_gather=true is "
+  assert lines[4].startswith(
+    "Set to 65536 for v6e, where --xla_tpu_scoped_vmem_limit_kib=98304 is "
     "recommended: "
   )
+  assert len(lines) == 5
 
 
 def test_a_chip_without_flags_is_told_too():
