@@ -76,7 +76,7 @@ def test_options_arrive(tmp_path, source, split, file):
   assert len(quarantine.path.read_text().splitlines()) == 3
   with pytest.raises(ValueError, match="3 of 4 records .* not an object"):
     ask(max_broken=0.74)
-  with pytest.raises(ValueError, match="there is no .*photo_captions"):
+  with pytest.raises(ValueError, match="There is no .*photo_captions"):
     ask("written")
 
 
