@@ -74,18 +74,18 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
       print(*(shlex.join(job.command) for job in every), sep="\n")
       return
-    started, made = time.monotonic(), []
+    started, before = time.monotonic(), _count_done(every)
 
     def tell(job, number, done):
       if done:
         print(f"{number + 1}/{len(every)} {job.workdir} is done", flush=True)
         return
       left = ""
-      if made:
-        each = (time.monotonic() - started) / len(made)
-        rest = sum(not j.result.exists() for j in every[number:])
-        left = f", about {each * rest / 60:.0f} minutes left"
-      made.append(job)
+      now = _count_done(every)
+      if now > before:
+        each = (time.monotonic() - started) / (now - before)
+        rest = each * (len(every) - now)
+        left = f", about {rest / 60:.0f} minutes left"
       print(f"{number + 1}/{len(every)} {job.workdir}{left}", flush=True)
       _write(jobs, arms)
 
@@ -94,6 +94,10 @@ def main(argv: list[str]) -> None:
   except ValueError as error:
     sys.stderr.write(f"run_ablation: {error}\n")
     sys.exit(2)
+
+
+def _count_done(jobs) -> int:
+  return sum(job.result.exists() for job in jobs)
 
 
 def _folders() -> dict[epath.Path, list[str]]:
