@@ -1,7 +1,7 @@
 r"""Lays runs side by side on one page: figures, and dialogue by dialogue.
 
   python tools/compare_runs.py --out=runs/compared.html \
-    --run=aligned=runs/tiny --run=none=runs/tiny-none
+    --run=aligned=runs/seed1 --run=none=runs/seed1-none
 
 Each run has been evaluated (`--mode=evaluate`), all on the same dialogues. The
 page is one file that needs no network; its dialogues are sorted by any score,
