@@ -55,6 +55,8 @@ def write(
       positions,
       np.float32(options.length_penalty),
     )
+    if rules.img in rules.never:  # A caption's words: no photo is near.
+      return tokens, np.zeros(len(tokens), np.float32)
     return tokens, decoding.photo_score(
       model, params, rules, logits, cache, positions, tokens
     )
