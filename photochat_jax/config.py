@@ -11,7 +11,6 @@ module and the files of `configs/` sees a ConfigDict.
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from photochat_jax.diffusion.schedule import ScheduleConfig
 from photochat_jax.models.bridge import BridgeConfig
 from photochat_jax.models.clip_text import CLIPTextConfig
 from photochat_jax.models.llama import LlamaConfig
-from photochat_jax.models.photochat import PARTS, PhotoChatConfig
+from photochat_jax.models.photochat import PhotoChatConfig
 from photochat_jax.models.qformer import QFormerConfig
 from photochat_jax.models.unet import UNetConfig
 from photochat_jax.models.vae import VAEConfig
@@ -39,7 +38,7 @@ class DataConfig:
   # More to train on: (source, path, weight), ...; the main source has weight 1.
   mix: tuple = ()
   caption_source: str = "given"  # Or "labels", "description", "written".
-  max_train: int = 0  # The first dialogues of the main set; 0 for all of them.
+  train_share: float = 1.0  # Of the main set's dialogues, the first ones.
   max_broken: float = 0.05  # Largest share of records that may be unusable.
   num_train: int = 2000  # Synthetic dialogues to train on.
   num_dev: int = 100  # Synthetic dialogues of the dev split.
@@ -342,30 +341,14 @@ def build(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConfig:
     stages=tuple(built) if stages else run.stages,
   )
   config_check.validate(run)
-  return _without_absent(run)
-
-
-def _without_absent(run: RunConfig) -> RunConfig:
-  """The run without rules on parts that its model does not have."""
-
-  def applies(regex):
-    absent = [part for part in run.model.absent if _speaks_of(regex, part)]
-    return not absent or any(
-      _speaks_of(regex, part) for part in PARTS if part not in run.model.absent
-    )
-
-  stages = [
+  stages = (
     dataclasses.replace(
-      stage, trainable=tuple(r for r in stage.trainable if applies(r))
+      stage,
+      trainable=tuple(r for r in stage.trainable if not run.model.is_moot(r)),
     )
     for stage in run.stages
-  ]
+  )
   return dataclasses.replace(run, stages=tuple(stages))
-
-
-def _speaks_of(regex: str, part: str) -> bool:
-  """Whether it stands for all of a part."""
-  return re.fullmatch(regex, f"{part}/x") is not None
 
 
 def _known(name: str, names: list[str], where: str) -> None:

@@ -150,6 +150,11 @@ def _validate_data(run: Any) -> None:
     raise ConfigError(
       f"config.data.max_broken is a share, from 0 to 1, not {data.max_broken}."
     )
+  if not 0 < data.train_share <= 1:
+    raise ConfigError(
+      "config.data.train_share is a share, above 0 and at most 1, not "
+      f"{data.train_share}."
+    )
   for item in data.mix:
     if not _is_set(item):
       raise ConfigError(

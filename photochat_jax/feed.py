@@ -86,8 +86,9 @@ class Feed:
     main = (*inputs.main_folder(run, workdir), 1.0)
     for number, (source, path, weight) in enumerate((main, *run.data.mix)):
       read = inputs.read_set(run, source, path, "train", self.quarantine)
-      if not number and run.data.max_train:
-        read = read[0][: run.data.max_train], read[1]
+      if not number:
+        count = max(round(run.data.train_share * len(read[0])), 1)
+        read = read[0][:count], read[1]
       name = source if number else run.data.source
       if name in {data.name for data in self.sets}:
         name = f"{name}_{number}"

@@ -1,5 +1,6 @@
 """What reports show: whole dialogues, the data's turns and models' own."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,7 +130,8 @@ def _picture(photo, facts, size) -> report.Picture:
   marks = [report.Mark(v) for v in scene.get("attributes", {}).values()]
   pixels = None
   if photo.path is not None:
-    pixels = images.load_photo(photo.path, size)
+    with contextlib.suppress(images.ImageError):  # An empty frame.
+      pixels = images.load_photo(photo.path, size)
   words = photo.caption or photo.description
   return report.Picture("in the data", pixels, words, tuple(marks))
 

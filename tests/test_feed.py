@@ -90,6 +90,15 @@ def test_sets_are_mixed_and_told_apart(mixed, tmp_path):
   assert not (tmp_path / "quarantine.jsonl").exists()
 
 
+def test_a_share_of_the_main_set_is_its_beginning(mixed, tmp_path):
+  whole = open_feed(mixed, tmp_path / "whole").sets
+  part = open_feed(mixed.with_data(train_share=0.26), tmp_path / "part").sets
+  assert part[0].dialogues == whole[0].dialogues[:10]  # Of 40.
+  assert part[1].dialogues == whole[1].dialogues
+  least = open_feed(mixed.with_data(train_share=1e-6), tmp_path / "least").sets
+  assert len(least[0].dialogues) == 1
+
+
 def test_photos_shared_across_splits_are_counted(tmp_path):
   folder = tmp_path / "set"
   shutil.copytree(SAMPLE, folder)

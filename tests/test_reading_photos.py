@@ -21,7 +21,7 @@ from photochat_jax import (
 )
 from photochat_jax import config as config_lib
 from photochat_jax.captioners import Written
-from photochat_jax.checkpoints import manager, pretrained
+from photochat_jax.checkpoints import pretrained
 from photochat_jax.models.photochat import EYES
 
 
@@ -104,7 +104,6 @@ def test_it_has_no_eyes_and_begins_where_the_other_ended(seeing, read):
 def test_its_prompts_hold_the_captions(read, captions):
   dialogues, _ = inputs.read_split(*read, "test")
   generator, _ = generate.open_generator(*read)
-  encode = generator.tokenizer.encode
   shown = 0
   for dialogue in dialogues:
     for upto, turn in enumerate(dialogue.turns, start=1):
@@ -117,7 +116,7 @@ def test_its_prompts_hold_the_captions(read, captions):
         assert f"(photo: {turn.photo.seen})" in words
         assert context.photos == ()
         shown += 1
-  assert shown and encode("shape")
+  assert shown
 
 
 def test_it_is_evaluated_as_any_other(read):
@@ -190,5 +189,5 @@ def test_other_parts_must_still_fit(seeing, captions, tmp_path):
   other = dataclasses.replace(
     run, model=dataclasses.replace(run.model, language=wider)
   )
-  with pytest.raises((config_lib.ConfigError, manager.CheckpointError)):
+  with pytest.raises(config_lib.ConfigError, match="do not fit this config"):
     train.train(other, str(tmp_path))

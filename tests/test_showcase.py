@@ -110,8 +110,12 @@ def test_several_models_stand_beside_each_other(gold):
   assert pictures[2].pixels is None
 
 
-def test_a_missing_file_is_an_empty_frame():
-  photo = Photo("elsewhere", "Cat, Tree", None, None)
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_missing_or_broken_file_is_an_empty_frame(tmp_path, broken):
+  path = tmp_path / "broken.jpg" if broken else None
+  if broken:
+    path.write_text("<html>")
+  photo = Photo("elsewhere", "Cat, Tree", None, path)
   found = found_of([Turn(1, "", photo), Turn(0, "oh")], [(reply("oh"),)])
   theirs, _ = bubbles_of(found)
   (((picture,),)) = theirs.parts

@@ -20,6 +20,7 @@ side by side.
 --dry-run prints the commands.
 """
 
+import pathlib
 import shlex
 import sys
 import time
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> None:
         range(_SEEDS.value),
         folder,
         [*(a for a in given if a not in files), *extra],
+        str(pathlib.Path(__file__).with_name("caption_photos.py")),
       )
       for folder, extra in folders.items()
     }

@@ -66,7 +66,7 @@ ARMS = {
     Arm(
       "divter",
       "the pipeline with a tenth of the dialogues, as Divter's",
-      {**_PIPELINE, _PHOTO: "0.0", "data.max_train": "300"},
+      {**_PIPELINE, _PHOTO: "0.0", "data.train_share": "0.1"},
       since="dialogue",
       captioned=True,
     ),

@@ -26,7 +26,6 @@ from photochat_jax.config import ConfigError, RunConfig
 
 BASE = "before_joint"
 CAPTIONS = "captions"
-_CAPTIONER = epath.Path(__file__).parents[2] / "tools" / "caption_photos.py"
 Execute = Callable[[Sequence[str], epath.Path], int]
 
 
@@ -64,6 +63,7 @@ def plan(
   seeds: Sequence[int],
   out: epath.PathLike,
   extra: Sequence[str] = (),
+  captioner: str = "tools/caption_photos.py",
 ) -> list[Job]:
   """The runs in their order: what a seed's arms share, then its arms.
 
@@ -74,6 +74,7 @@ def plan(
     seeds: to train them with.
     out: the folder of all.
     extra: more of the command line, for all runs: --config.FIELD=VALUE.
+    captioner: the file of the program that captions photos.
 
   Raises:
     ConfigError: the config has no stage with which an arm begins.
@@ -123,7 +124,12 @@ def plan(
       (since,) = captioners
       writer = folder / f"before_{since}"
       data = data or str(writer / "data")
-      jobs.append(_caption(seed, folder / CAPTIONS, writer, data, run))
+      source = run.data.source
+      command = (
+        *(sys.executable, captioner, f"--path={data}", f"--workdir={writer}"),
+        f"--dataset={'photochat' if source == 'synthetic' else source}",
+      )
+      jobs.append(Job(seed, CAPTIONS, folder / CAPTIONS, command))
     for arm in arms:
       changes = dict(arm.changes)
       if arm.captioned:
@@ -134,21 +140,6 @@ def plan(
       start = names.index(arm.since)
       jobs.append(job(arm.name, start, len(names), changes))
   return jobs
-
-
-def _caption(seed, workdir, writer, data, run) -> Job:
-  """The run that captions the photos of a data set."""
-  source = run.data.source
-  return Job(
-    seed,
-    CAPTIONS,
-    workdir,
-    (
-      *(sys.executable, str(_CAPTIONER), f"--path={data}"),
-      f"--dataset={'photochat' if source == 'synthetic' else source}",
-      f"--workdir={writer}",
-    ),
-  )
 
 
 def run_all(

@@ -14,6 +14,7 @@ V language vocabulary (padded), X photos of any batch, h x w x C latents.
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -74,6 +75,11 @@ class PhotoChatConfig:
     return {"qformer": (), "linear": ("qformer",), "caption": EYES}[
       self.perceiver
     ]
+
+  def is_moot(self, regex: str) -> bool:
+    """Whether a rule stands for parameters of absent parts and no others."""
+    spoken_of = {p for p in PARTS if re.fullmatch(regex, f"{p}/x")}
+    return bool(spoken_of) and spoken_of <= set(self.absent)
 
   @property
   def num_visual_tokens(self) -> int:
