@@ -31,91 +31,31 @@ import dataclasses
 import functools
 import itertools
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from photochat_jax import chat, generate, judges, losses, objective, scores
-from photochat_jax.data import bars, images, schema, synthetic
+from photochat_jax import (
+  answering,
+  chat,
+  generate,
+  judges,
+  losses,
+  objective,
+  said,
+  scores,
+)
 from photochat_jax.data import dialogue as dialogue_lib
+from photochat_jax.data import images, schema
 from photochat_jax.data.spec import LeftOut
-from photochat_jax.decoding_options import GREEDY, Options
-from photochat_jax.metrics import image as image_metrics
+from photochat_jax.decoding_options import Options
 from photochat_jax.metrics import intent, text
 from photochat_jax.metrics.figures import Figures
 from photochat_jax.models.photochat import PhotoChat
-from photochat_jax.runtime import cluster
-from photochat_jax.transcript import Prompt, Transcript
-
-# Prompt lengths are rounded up to it: fewer programs, little padding.
-LENGTH_STEP = 64
-
-
-@dataclasses.dataclass
-class ModelTurn:
-  """A merged turn of the model's side.
-
-  Attributes:
-    prompt: what it answers.
-    spoken: the turn in the data.
-    gold: the first photo the data share in it, or None.
-    reply: what the model wrote.
-    drawn: uint8[H, W, 3] from the reply's caption, or None.
-    scene: the attributes of `gold`, or None where the data do not say.
-    seen: the attributes measured in `drawn`, or None.
-  """
-
-  prompt: Prompt
-  spoken: dialogue_lib.Spoken
-  gold: schema.Photo | None
-  reply: generate.Reply
-  drawn: np.ndarray | None = None
-  scene: Mapping[str, str] | None = None
-  seen: Mapping[str, str] | None = None
-
-  @property
-  def number(self) -> int:
-    """Of its dialogue."""
-    return self.prompt.number
-
-
-class Answer(NamedTuple):
-  """A question about a photo, answered by the model.
-
-  Attributes:
-    number: of its dialogue.
-    turn: index of the answering turn.
-    attribute: what is asked for.
-    answer: the right value.
-    reply: the model's words.
-  """
-
-  number: int
-  turn: int
-  attribute: str
-  answer: str
-  reply: str
-
-  @property
-  def right(self) -> bool:
-    values = synthetic.ATTRIBUTES[self.attribute]
-    return image_metrics.answers(self.reply, self.answer, values)
-
-
-class Said(NamedTuple):
-  """What a model said.
-
-  Attributes:
-    turns: every merged turn of its side.
-    answers: every question.
-  """
-
-  turns: list[ModelTurn]
-  answers: list[Answer]
+from photochat_jax.transcript import Transcript
 
 
 @dataclasses.dataclass
@@ -136,8 +76,8 @@ class Found:
   thresholds: list[tuple[float, intent.IntentCounts]]
   counts: dict[str, int]
   dialogues: list[schema.Dialogue]
-  turns: list[ModelTurn]
-  answers: list[Answer]
+  turns: list[said.ModelTurn]
+  answers: list[said.Answer]
 
 
 def assess(
@@ -180,23 +120,23 @@ def assess(
     why,
   )
 
-  respond(
+  answering.respond(
     generator,
     dialogues,
-    [*_model_turns(dialogues, sides), *_questions(dialogues)],
+    [*said.model_turns(dialogues, sides), *said.questions(dialogues)],
     counts,
     Options.of(settings, seed),
     transcript,
   )
-  draw(
+  answering.draw(
     generator,
     dialogues,
-    said_in(dialogues, sides, transcript).turns,
+    said.read(dialogues, sides, transcript).turns,
     seed,
     transcript,
     everywhere=clip is not None,
   )
-  turns, answers = said_in(dialogues, sides, transcript)
+  turns, answers = said.read(dialogues, sides, transcript)
   table, thresholds = scores.add_intent(figures, turns)
   counts |= {"model_turns": table.total, "questions": len(answers)}
   counts["photo_turns"] = table.true_yes + table.false_no
@@ -205,40 +145,6 @@ def assess(
   scores.add_inception(figures, turns, inception)
   scores.add_synthetic(figures, turns, answers)
   return Found(figures, thresholds, dict(counts), dialogues, turns, answers)
-
-
-def said_in(
-  dialogues: Sequence[schema.Dialogue],
-  sides: Sequence[int],
-  transcript: Transcript,
-) -> Said:
-  """What a transcript holds of dialogues, beside what the data say.
-
-  Args:
-    dialogues: those that were answered.
-    sides: those that the model plays.
-    transcript: the replies, and the photos drawn so far.
-  """
-  replies, scenes = transcript.replies, _scenes(dialogues)
-  turns = [
-    ModelTurn(prompt, spoken, _first_photo(spoken), replies[prompt])
-    for prompt, spoken in _model_turns(dialogues, sides).items()
-    if prompt in replies
-  ]
-  for turn in turns:
-    turn.drawn = transcript.photos.get(turn.prompt)
-    turn.scene = scenes[turn.number].get(turn.gold.id) if turn.gold else None
-    if turn.scene and turn.drawn is not None:
-      turn.seen = synthetic.measure(turn.drawn)
-  answers = [
-    Answer(
-      prompt.number, prompt.upto, asked["attribute"], asked["answer"],
-      replies[prompt].text,
-    )
-    for prompt, asked in _questions(dialogues).items()
-    if prompt in replies
-  ]  # fmt: skip
-  return Said(turns, answers)
 
 
 def text_loss(
@@ -260,8 +166,8 @@ def text_loss(
       logging.info("Dialogue %s has no perplexity: %s", dialogue.id, error)
   total = text.TokenLoss()
   score = functools.partial(_score, generator.model, generator.params)
-  for length, group in _by_length(examples, spec.length):
-    for chunk in _chunks(
+  for length, group in answering.by_length(examples, spec.length):
+    for chunk in answering.chunks(
       [examples[i] for i in group], generator.settings.batch_size
     ):
       batch = dialogue_lib.left_pad(
@@ -296,118 +202,6 @@ def _score(
   return sums["text_nats"], sums["text_tokens"]
 
 
-def respond(
-  generator: generate.Generator,
-  dialogues: Sequence[schema.Dialogue],
-  prompts: Sequence[Prompt],
-  counts: collections.Counter,
-  options: Options = GREEDY,
-  transcript: Transcript | None = None,
-) -> dict[Prompt, generate.Reply]:
-  """The model's reply to every prompt.
-
-  Args:
-    generator: the model.
-    dialogues: that the prompts are of.
-    prompts: to answer.
-    counts: gets those left out.
-    options: how to decode.
-    transcript: has the replies that are there already, and gets the others.
-  """
-  transcript = Transcript() if transcript is None else transcript
-  contexts = {}
-  for prompt in dict.fromkeys(prompts):
-    try:
-      contexts[prompt] = dialogue_lib.encode_context(
-        dialogues[prompt.number].turns,
-        prompt.side,
-        generator.tokenizer,
-        generator.spec,
-        upto=prompt.upto,
-      )
-    except LeftOut as error:
-      counts[f"left_out/{error.reason}"] += 1
-    else:
-      counts["prompts_cut"] += contexts[prompt].cut_turns > 0
-  names, contexts = list(contexts), list(contexts.values())
-  with _bar("Writing", len(names)) as bar:
-    for length, group in _by_length(contexts, generator.spec.length):
-      # The same batches whenever it goes on, so the same replies to a bit.
-      for chunk in _chunks(group, generator.settings.batch_size):
-        asked = [names[i] for i in chunk]
-        if not all(prompt in transcript.replies for prompt in asked):
-          written = generator.respond(
-            [contexts[i] for i in chunk],
-            length,
-            options,
-            [_number(dialogues, prompt) for prompt in asked],
-          )
-          transcript.add_replies(dict(zip(asked, written, strict=True)))
-        bar.advance(len(chunk))
-  return {name: transcript.replies[name] for name in names}
-
-
-def draw(
-  generator: generate.Generator,
-  dialogues: Sequence[schema.Dialogue],
-  turns: Sequence[ModelTurn],
-  seed: int,
-  transcript: Transcript,
-  everywhere: bool = False,
-) -> None:
-  """Draws the photos shared where the data share one, into the transcript.
-
-  Args:
-    generator: the model.
-    dialogues: that the turns are of.
-    turns: of the model's side.
-    seed: of the noise.
-    transcript: has the photos that are there already, and gets the others.
-    everywhere: also where the data share none.
-  """
-  wanted = [t for t in turns if t.reply.caption and (t.gold or everywhere)]
-  with _bar("Drawing", len(wanted)) as bar:
-    for chunk in _chunks(wanted, generator.settings.batch_size):
-      if not all(turn.prompt in transcript.photos for turn in chunk):
-        photos = generator.draw(
-          [turn.reply.caption for turn in chunk],
-          [
-            np.random.SeedSequence(
-              (seed, _number(dialogues, turn.prompt))
-            ).generate_state(1)[0]
-            for turn in chunk
-          ],
-        )
-        prompts = (turn.prompt for turn in chunk)
-        transcript.add_photos(dict(zip(prompts, photos, strict=True)))
-      bar.advance(len(chunk))
-
-
-def _bar(what, total):
-  return bars.Bar(what, total, shown=cluster.is_first() and sys.stdout.isatty())
-
-
-def _number(dialogues, prompt: Prompt) -> int:
-  """Keys what is sampled at a prompt."""
-  return schema.number(f"{dialogues[prompt.number].id} {prompt.upto}")
-
-
-def _by_length(contexts, limit):
-  """(padded length, indices of contexts) pairs that cover all contexts."""
-
-  def padded(index):
-    steps = -(-len(contexts[index].tokens) // LENGTH_STEP)
-    return min(steps * LENGTH_STEP, limit)
-
-  order = sorted(range(len(contexts)), key=padded)
-  for length, group in itertools.groupby(order, padded):
-    yield length, list(group)
-
-
-def _chunks(items, size):
-  return [items[i : i + size] for i in range(0, len(items), size)]
-
-
 def _with_sound_photos(generator, dialogue, counts):
   """The dialogue with photos whose files cannot be read as missing ones."""
 
@@ -424,40 +218,3 @@ def _with_sound_photos(generator, dialogue, counts):
     return turn
 
   return dataclasses.replace(dialogue, turns=tuple(map(check, dialogue.turns)))
-
-
-def _model_turns(dialogues, sides) -> dict[Prompt, dialogue_lib.Spoken]:
-  return {
-    Prompt(number, spoken.speaker, spoken.start): spoken
-    for number, dialogue in enumerate(dialogues)
-    for spoken in dialogue_lib.merge_turns(dialogue.turns)
-    if spoken.speaker in sides
-  }
-
-
-def _questions(dialogues) -> dict[Prompt, Mapping[str, Any]]:
-  """Those only pixels answer, where the photo's file is there."""
-  found = {}
-  for number, dialogue in enumerate(dialogues):
-    seen = {t.photo.id for t in dialogue.turns if t.photo and t.photo.path}
-    for asked in (dialogue.facts or {}).get("questions", ()):
-      if asked["kind"] == "unsaid" and asked["photo_id"] in seen:
-        side = dialogue.turns[asked["turn"]].speaker
-        found[Prompt(number, side, asked["turn"])] = asked
-  return found
-
-
-def _scenes(dialogues) -> list[dict[str, Mapping[str, str]]]:
-  """Of each dialogue: photo id -> its attributes."""
-  return [
-    {
-      photo_id: facts["attributes"]
-      for photo_id, facts in (d.facts or {}).get("photos", {}).items()
-    }
-    for d in dialogues
-  ]
-
-
-def _first_photo(spoken) -> schema.Photo | None:
-  photos = (p for p in spoken.parts if isinstance(p, schema.Photo))
-  return next(photos, None)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from photochat_jax import (
-  assess,
   inputs,
   record,
   scores,
   showcase,
   transcript,
 )
+from photochat_jax import said as said_lib
 from photochat_jax.data import schema, synthetic
 from photochat_jax.metrics import comparison, report, words
 
@@ -43,7 +43,7 @@ class Evaluated(NamedTuple):
   """
 
   metrics: Mapping[str, Any]
-  said: assess.Said
+  said: said_lib.Said
 
 
 def read(
@@ -79,7 +79,7 @@ def read(
     sides = sorted({prompt.side for prompt in kept.replies})
     if metrics["config"]["eval"]["speakers"] == "model":
       sides = [0]
-    runs[name] = Evaluated(metrics, assess.said_in(dialogues, sides, kept))
+    runs[name] = Evaluated(metrics, said_lib.read(dialogues, sides, kept))
   return dialogues, runs
 
 
@@ -174,9 +174,9 @@ def _flat(metrics):
       yield name, value
 
 
-def _by_dialogue(said: assess.Said, count: int) -> list[assess.Said]:
+def _by_dialogue(said: said_lib.Said, count: int) -> list[said_lib.Said]:
   """What a run said in each of `count` dialogues."""
-  found = [assess.Said([], []) for _ in range(count)]
+  found = [said_lib.Said([], []) for _ in range(count)]
   for turn in said.turns:
     found[turn.number].turns.append(turn)
   for answer in said.answers:
@@ -190,7 +190,7 @@ def _photo_size(runs) -> int:
   return min([PHOTO_SIZE, *sizes])
 
 
-def _scores(said: assess.Said) -> dict[str, float | None]:
+def _scores(said: said_lib.Said) -> dict[str, float | None]:
   """The `SCORES` of one run in one dialogue."""
   turns, answers = said
   kinds = synthetic.KIND

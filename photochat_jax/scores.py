@@ -1,7 +1,7 @@
 """Scores of what a model said and drew, turn by turn: words, intent, photos.
 
 Each function adds its figures, absent ones with their reason. Turns are
-`assess.ModelTurn`s.
+`said.ModelTurn`s.
 """
 
 import itertools

@@ -58,7 +58,7 @@ def example(
     dialogue: the data's.
     number: of it, among the dialogues measured.
     models: name, '' where there is but one -> what has its `turns` and
-      `answers`, as `assess.Said`.
+      `answers`, as `said.Said`.
     photo_size: side in pixels at which the data's photos are shown.
   """
   turns = {

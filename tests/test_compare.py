@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from photochat_jax import assess, compare, generate, inputs, record
+from photochat_jax import compare, generate, inputs, record, said
 from photochat_jax import config as config_lib
 from photochat_jax.data import dialogue as dialogue_lib
 from photochat_jax.data import schema, synthetic
@@ -82,12 +82,12 @@ def workdirs(tmp_path_factory):
 def test_what_was_said_is_read_again(workdirs):
   dialogues, runs = compare.read(workdirs)
   assert list(runs) == ["perfect", "mute"] and len(dialogues) == 6
-  for said in (run.said for run in runs.values()):
+  for run in runs.values():
     merged = [
       s for d in dialogues for s in dialogue_lib.merge_turns(d.turns)
       if s.speaker == 0
     ]  # fmt: skip
-    assert [t.spoken for t in said.turns] == merged
+    assert [t.spoken for t in run.said.turns] == merged
   turn = next(t for t in runs["perfect"].said.turns if t.gold)
   assert turn.reply.tokens == (3, 5, 4) and turn.reply.photo_score == 0.9
   np.testing.assert_array_equal(
@@ -162,7 +162,7 @@ def test_data_without_scenes_have_fewer_scores(workdirs):
   bare = [dataclasses.replace(d, facts=None) for d in dialogues]
   runs = {
     name: run._replace(
-      said=assess.Said(
+      said=said.Said(
         [dataclasses.replace(t, scene=None, seen=None) for t in run.said.turns],
         [],
       )

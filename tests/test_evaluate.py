@@ -13,11 +13,13 @@ import pytest
 import toy_agent
 
 from photochat_jax import (
+  answering,
   assess,
   evaluate,
   generate,
   inputs,
   reproduce,
+  said,
   showcase,
   transcript,
 )
@@ -130,7 +132,7 @@ def perfect(monkeypatch, generator, dialogues):
       found.append(synthetic.draw({**scene, "wall": "grey"}, 32))
     return np.stack(found)
 
-  monkeypatch.setattr(assess, "respond", respond)
+  monkeypatch.setattr(answering, "respond", respond)
   monkeypatch.setattr(generate.Generator, "draw", draw)
   monkeypatch.setattr(
     assess, "text_loss", lambda *_: text.TokenLoss(math.log(2), 1)
@@ -218,7 +220,7 @@ def test_a_photo_not_shared_is_wrong(perfect, dialogues, monkeypatch):
     silence = generate.Reply((), "cream or pink", None, True)
     kept.add_replies(dict.fromkeys(prompts, silence))
 
-  monkeypatch.setattr(assess, "respond", mute)
+  monkeypatch.setattr(answering, "respond", mute)
   monkeypatch.setattr(
     generate.Generator,
     "draw",
@@ -297,15 +299,15 @@ def test_perplexity_is_that_of_a_plain_sum(generator, dialogues):
 
 def test_prompts_are_answered_whatever_their_order(generator, dialogues):
   prompts = [
-    assess.Prompt(n, 0, spoken.start)
+    transcript.Prompt(n, 0, spoken.start)
     for n, dialogue in enumerate(dialogues[:5])
     for spoken in dialogue_lib.merge_turns(dialogue.turns)
     if spoken.speaker == 0
   ]
   counts = collections.Counter()
-  replies = assess.respond(generator, dialogues, prompts, counts)
+  replies = answering.respond(generator, dialogues, prompts, counts)
   assert set(replies) == set(prompts)
-  again = assess.respond(generator, dialogues, prompts[::-1], counts)
+  again = answering.respond(generator, dialogues, prompts[::-1], counts)
   assert again == replies
   for prompt in prompts[-2:]:
     alone = generator.respond([
@@ -478,18 +480,18 @@ def test_what_is_sampled_depends_on_the_dialogue_alone(generator, dialogues):
   options = Options("nucleus", top_p=1.0, temperature=3.0)
 
   def sampled(dialogues):
-    prompts = list(assess._model_turns(dialogues, (0,)))
+    prompts = list(said.model_turns(dialogues, (0,)))
     kept = transcript.Transcript()
-    replies = assess.respond(
+    replies = answering.respond(
       generator, dialogues, prompts, collections.Counter(), options, kept
     )
     turns = [
-      assess.ModelTurn(
+      said.ModelTurn(
         p, None, "gold", replies[p]._replace(caption="a star")
       )
       for p in prompts
     ]
-    assess.draw(generator, dialogues, turns, 5, kept)
+    answering.draw(generator, dialogues, turns, 5, kept)
     return {
       (dialogues[p.number].id, p.upto): (replies[p].tokens, kept.photos[p])
       for p in prompts
@@ -583,5 +585,5 @@ def test_photo_of_a_turn_without_one_in_the_data_is_not_measured():
     settings=types.SimpleNamespace(batch_size=1),
     draw=lambda captions, seeds: asked.extend(captions) or [],
   )
-  assess.draw(drawer, [], [turn], 0, transcript.Transcript())
+  answering.draw(drawer, [], [turn], 0, transcript.Transcript())
   assert asked == []

@@ -60,6 +60,18 @@ LAYERS = (
     "chat",
     (*SHARED, "generate", "captioners", "record", "decoding_options"),
   ),
+  ("said", ("data.", "metrics.", "generate", "transcript")),
+  (
+    "answering",
+    (
+      "data.",
+      "runtime.",
+      "generate",
+      "said",
+      "decoding_options",
+      "transcript",
+    ),
+  ),
   ("judges", ("models.", "data.", "checkpoints.")),
   ("scores", ("metrics.", "data.", "judges")),
   (
@@ -72,6 +84,8 @@ LAYERS = (
       "objective",
       "judges",
       "scores",
+      "answering",
+      "said",
       "decoding_options",
       "transcript",
     ),
@@ -95,7 +109,7 @@ LAYERS = (
     "compare",
     (
       *SHARED,
-      "assess",
+      "said",
       "inputs",
       "record",
       "scores",

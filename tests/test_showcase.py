@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from photochat_jax import assess, generate, showcase
+from photochat_jax import assess, generate, said, showcase
 from photochat_jax.data.dialogue import merge_turns
 from photochat_jax.data.photochat import Dialogue, Photo, Turn
 from photochat_jax.metrics.figures import Figures
@@ -33,7 +33,7 @@ def found_of(turns, replies, answers=()):
   dialogue = Dialogue("12", "test", tuple(turns), facts)
   spoken = [s for s in merge_turns(turns) if s.speaker == 0]
   entries = [
-    assess.ModelTurn(Prompt(0, 0, s.start), s, assess._first_photo(s), *r)
+    said.ModelTurn(Prompt(0, 0, s.start), s, said.first_photo(s), *r)
     for s, r in zip(spoken, replies, strict=True)
   ]
   return assess.Found(
@@ -86,7 +86,7 @@ def test_plain_turns_have_no_verdict():
 
 def test_answers_of_either_side_are_marked():
   turns = [Turn(0, "what colour?"), Turn(1, "it is mint")]
-  answer = assess.Answer(0, 1, "wall", "mint", "it is pink")
+  answer = said.Answer(0, 1, "wall", "mint", "it is pink")
   found = found_of(turns, [(reply("what"),)], [answer])
   _, theirs = bubbles_of(found)
   assert not theirs.mine
@@ -97,14 +97,14 @@ def test_several_models_stand_beside_each_other(gold):
   turns = [Turn(1, "hi"), Turn(0, "look"), Turn(0, "", gold)]
   drawn = np.full((8, 8, 3), 9, np.uint8)
   one = found_of(turns, [(reply("see", "a ball"), drawn, SCENE, SCENE)])
-  other = assess.Said(
+  other = said.Said(
     [dataclasses.replace(one.turns[0], reply=reply("no"), drawn=None)], []
   )
   _, mine = showcase.example(
     one.dialogues[0], 0, {"joint": one, "apart": other}, 8
   ).bubbles
-  said = [(one.by, one.text) for one in mine.said]
-  assert said == [("joint", "see"), ("apart", "no")]
+  replies = [(one.by, one.text) for one in mine.said]
+  assert replies == [("joint", "see"), ("apart", "no")]
   _, pictures = mine.parts
   assert [p.label for p in pictures] == ["in the data", "joint", "apart"]
   assert pictures[2].pixels is None
