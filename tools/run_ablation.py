@@ -14,8 +14,8 @@ training, --config.data.told_share=0.05. Writes, after every arm:
   OUT/report.html  the first seed's arms side by side, dialogue by dialogue
 
 With --sweep=data.told_share=0,0.05,0.25,0.5 all of that is made for each value,
-in OUT/data.told_share=0.05 and so on; OUT/sweep.md and sweep.png lay the values
-side by side.
+in OUT/data.told_share=0.05 and so on; in the end OUT/sweep.md and sweep.png lay
+the values side by side.
 
 --dry-run prints the commands.
 """
@@ -60,6 +60,8 @@ def main(argv: list[str]) -> None:
       raise ValueError("Give --config=FILE, one of configs/.")
     arms, folders = arms_lib.choose(_ARMS.value), _folders()
     run = config_lib.build(_CONFIG.value)
+    what = {runs.BASE: "before the joint stage"}
+    what |= {arm.name: arm.what for arm in arms}
     jobs = {
       folder: runs.plan(
         files[0].partition("=")[2],
@@ -89,10 +91,11 @@ def main(argv: list[str]) -> None:
         rest = each * (len(every) - now)
         left = f", about {rest / 60:.0f} minutes left"
       print(f"{number + 1}/{len(every)} {job.workdir}{left}", flush=True)
-      _write(jobs, arms)
+      folder = job.workdir.parent.parent
+      _write_folder(folder, jobs[folder], what)
 
     runs.run_all(every, tell, parallel=_PARALLEL.value)
-    print(_write(jobs, arms))
+    print(_write(jobs, what))
   except ValueError as error:
     sys.stderr.write(f"run_ablation: {error}\n")
     sys.exit(2)
@@ -121,10 +124,8 @@ def _folders() -> dict[epath.Path, list[str]]:
   }
 
 
-def _write(jobs, arms) -> str:
-  """Writes what there is so far; returns the tables."""
-  what = {runs.BASE: "before the joint stage"}
-  what |= {arm.name: arm.what for arm in arms}
+def _write(jobs, what) -> str:
+  """Writes everything; returns the tables."""
   texts = [_write_folder(folder, some, what) for folder, some in jobs.items()]
   if not _SWEEP.value:
     return texts[0]
@@ -135,9 +136,8 @@ def _write(jobs, arms) -> str:
   }
   text = table.markdown(table.sweep(found, what, field))
   (epath.Path(_OUT.value) / "sweep.md").write_text(text)
-  if any(name in what for results in found.values() for name, _ in results):
-    picture = plot.draw_sweep(found, what, field)
-    (epath.Path(_OUT.value) / "sweep.png").write_bytes(picture)
+  picture = plot.draw_sweep(found, what, field)
+  (epath.Path(_OUT.value) / "sweep.png").write_bytes(picture)
   return text
 
 
