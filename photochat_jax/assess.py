@@ -101,7 +101,7 @@ def assess(
   """
   transcript = Transcript() if transcript is None else transcript
   settings = generator.settings
-  sides = (0, 1) if settings.speakers == "both" else (chat.MODEL,)
+  sides = said.sides(settings.speakers)
   counts = collections.Counter(dialogues=len(dialogues))
   dialogues = [_with_sound_photos(generator, d, counts) for d in dialogues]
   figures = Figures()

@@ -76,9 +76,7 @@ def read(
         f"{workdir} was not evaluated on the dialogues of {workdirs[first]} as "
         "they are now; evaluate both with the same data and split."
       )
-    sides = sorted({prompt.side for prompt in kept.replies})
-    if metrics["config"]["eval"]["speakers"] == "model":
-      sides = [0]
+    sides = said_lib.sides(metrics["config"]["eval"]["speakers"])
     runs[name] = Evaluated(metrics, said_lib.read(dialogues, sides, kept))
   return dialogues, runs
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from photochat_jax import generate
+from photochat_jax import chat, generate
 from photochat_jax.data import dialogue as dialogue_lib
 from photochat_jax.data import schema, synthetic
 from photochat_jax.metrics import image as image_metrics
@@ -74,6 +74,11 @@ class Said(NamedTuple):
 
   turns: list[ModelTurn]
   answers: list[Answer]
+
+
+def sides(speakers: str) -> tuple[int, ...]:
+  """The sides that the model plays where `eval.speakers` says so."""
+  return (0, 1) if speakers == "both" else (chat.MODEL,)
 
 
 def read(

@@ -60,7 +60,7 @@ LAYERS = (
     "chat",
     (*SHARED, "generate", "captioners", "record", "decoding_options"),
   ),
-  ("said", ("data.", "metrics.", "generate", "transcript")),
+  ("said", ("data.", "metrics.", "generate", "chat", "transcript")),
   (
     "answering",
     (
