@@ -127,6 +127,14 @@ def nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
   return jnp.where(logits >= least, logits, -jnp.inf)
 
 
+def _nearer(
+  rules: Rules, allowed: jax.Array, passed: jax.Array, nearest: jax.Array
+) -> jax.Array:
+  """The highest probability of `[img]` so far, of rows that are not past it."""
+  near = jax.nn.softmax(allowed)[:, rules.img]
+  return jnp.where(passed, nearest, jnp.maximum(nearest, near))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "slots"))
 def prefill(
   model: PhotoChat,
@@ -232,8 +240,7 @@ def decode(
   def write(state):
     step, logits, cache, inside, count, done, out, nearest = state
     allowed = rules.apply(logits, inside, count)
-    near = jax.nn.softmax(allowed)[:, rules.img]
-    nearest = jnp.where(inside | done, nearest, jnp.maximum(nearest, near))
+    nearest = _nearer(rules, allowed, inside | done, nearest)
     token = choose(allowed, step)
     token = jnp.where(done, fill, token)
     out = jax.lax.dynamic_update_slice(out, token[:, None], (0, step))
@@ -299,8 +306,8 @@ def photo_score(
   def follow(state, step):
     logits, inside, count, done, nearest = state
     token, hidden = step
-    near = jax.nn.softmax(rules.apply(logits, inside, count))[:, rules.img]
-    nearest = jnp.where(inside | done, nearest, jnp.maximum(nearest, near))
+    allowed = rules.apply(logits, inside, count)
+    nearest = _nearer(rules, allowed, inside | done, nearest)
     inside, count, last = rules.follow(token, inside, count)
     logits = model.logits(params, hidden)
     return (logits, inside, count, done | last, nearest), None
