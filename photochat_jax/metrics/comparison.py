@@ -243,6 +243,7 @@ main.wide { max-width: 76rem; }
 .models td { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 .models td:last-child { color: inherit; font-size: inherit; }
+.models thead th:not(:first-child) { text-align: right; }
 .models th[scope=row] { min-width: 11rem; }
 .sort { display: flex; flex-wrap: wrap; gap: 1rem; position: sticky; top: 0;
   margin: 0 -1rem; padding: .6rem 1rem; background: var(--paper); z-index: 1; }

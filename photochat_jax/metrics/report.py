@@ -274,7 +274,7 @@ th, td { padding: .35rem .7rem; text-align: left; font-weight: 400;
   border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; }
 td:last-child, .legend, dt { color: var(--soft); font-size: .85rem; }
-.number, thead th:nth-child(2), thead th:nth-child(3) { text-align: right;
+.number, thead th:nth-child(n + 2):nth-child(-n + 4) { text-align: right;
   font-variant-numeric: tabular-nums; }
 details { margin: 1rem 0; } summary { cursor: pointer; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
